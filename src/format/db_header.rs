@@ -1,0 +1,1 @@
+//! The fields of SQLite's database header that we need (fileformat2, "The Database Header").

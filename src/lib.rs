@@ -1,0 +1,13 @@
+//! SQLite replication with time travel.
+
+pub mod error;
+pub mod format;
+
+pub mod config;
+
+pub mod storage;
+
+pub mod materialize;
+pub mod replicate;
+
+pub mod mount;

@@ -1,0 +1,3 @@
+//! The `sqlrepl` program.
+
+fn main() {}

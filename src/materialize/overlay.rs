@@ -1,0 +1,1 @@
+//! The page versions of many segments, laid over a map.

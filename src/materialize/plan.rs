@@ -1,0 +1,1 @@
+//! Which objects a moment needs. Pure.

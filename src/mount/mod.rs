@@ -1,0 +1,1 @@
+//! Replicas as a read-only file system.

@@ -1,0 +1,1 @@
+//! What the wal-index, the files and our own pins look like.
