@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod directory;
 pub mod fault;
 pub mod memory;
+pub mod object;
 pub mod retry;
 
 use crate::error::Result;
