@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::format::ids::RestorePoint;
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// A database as it was at one restore point, byte for byte.
 pub struct Database {
@@ -32,9 +33,14 @@ impl Database {
     }
 
     /// The bytes from `offset`, cut at the end of the database, if all of them are in memory.
-    /// Never waits.
-    pub fn read_cached(&self, offset: u64, length: usize) -> Option<Bytes> {
-        let _ = (offset, length);
+    /// Never waits; `ahead` learns of the read, so that what follows it is fetched in time.
+    pub fn read_cached(
+        self: &Arc<Self>,
+        offset: u64,
+        length: usize,
+        ahead: &ReadAhead,
+    ) -> Option<Bytes> {
+        let _ = (offset, length, ahead);
         todo!()
     }
 
@@ -43,7 +49,12 @@ impl Database {
     ///
     /// # Errors
     /// `Unavailable`, `Corrupt`, `NotFound`; never a wrong byte.
-    pub async fn read(&self, offset: u64, length: usize, ahead: &ReadAhead) -> Result<Bytes> {
+    pub async fn read(
+        self: &Arc<Self>,
+        offset: u64,
+        length: usize,
+        ahead: &ReadAhead,
+    ) -> Result<Bytes> {
         let _ = (offset, length, ahead);
         todo!()
     }
