@@ -201,8 +201,7 @@ impl Timestamp {
     pub fn parse_compact(text: &str) -> Result<Self> {
         jiff::civil::DateTime::strptime("%Y%m%dT%H%M%S.%6fZ", text)
             .ok()
-            .and_then(|civil| civil.to_zoned(jiff::tz::TimeZone::UTC).ok())
-            .map(|zoned| Self::from_micros(zoned.timestamp().as_microsecond()))
+            .map(Self::from_civil)
             .filter(|time| time.compact() == text)
             .ok_or_else(|| {
                 Error::invalid(format!(
@@ -211,13 +210,23 @@ impl Timestamp {
             })
     }
 
-    fn civil(self) -> jiff::civil::DateTime {
-        jiff::Timestamp::from_microsecond(self.0)
+    /// From a calendar's date and time of day in UTC, cut to microseconds.
+    pub fn from_civil(civil: jiff::civil::DateTime) -> Self {
+        let micros = civil.duration_since(EPOCH).as_micros();
+        Self::from_micros(i64::try_from(micros).expect("a calendar of 9,999 years fits"))
+    }
+
+    /// The calendar's date and time of day in UTC. By civil arithmetic: jiff's own timestamps end
+    /// 26 hours before the year 9999 does.
+    pub fn civil(self) -> jiff::civil::DateTime {
+        EPOCH
+            .checked_add(jiff::SignedDuration::from_micros(self.0))
             .expect("the constructor keeps to the years that a calendar has")
-            .to_zoned(jiff::tz::TimeZone::UTC)
-            .datetime()
     }
 }
+
+/// 1970-01-01 in UTC.
+const EPOCH: jiff::civil::DateTime = jiff::civil::DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
