@@ -1,1 +1,33 @@
-//! Stories through the real binary.
+//! The stories: what a user can do, with the real binary, the real SQLite and the real kernel.
+//!
+//! `world.rs` is the harness: a temporary folder, the programs that run in it, and their end.
+//! `program.rs` runs programs, `writer.rs` is the applications that write, `oracle.rs` what SQLite
+//! showed after each of their commits, `exact.rs` the comparison with every restore point. The
+//! other modules are stories; the README's promises stand above the tests that show them.
+
+mod oracle;
+mod program;
+mod tidy;
+mod world;
+mod writer;
+
+/// How many times more than in a normal run: `SQLREPL_SOAK`, 1 by default.
+pub(crate) fn soak() -> u64 {
+    std::env::var("SQLREPL_SOAK").map_or(1, |times| {
+        times.parse().expect("SQLREPL_SOAK is a number of times")
+    })
+}
+
+/// Where random choices start: `SQLREPL_SEED`, or the clock. Printed, so that a failure shows it.
+pub(crate) fn seed() -> u64 {
+    let seed = match std::env::var("SQLREPL_SEED") {
+        Ok(seed) => seed.parse().expect("SQLREPL_SEED is a number"),
+        Err(_) => std::time::UNIX_EPOCH
+            .elapsed()
+            .unwrap()
+            .subsec_nanos()
+            .into(),
+    };
+    println!("SQLREPL_SEED={seed}");
+    seed
+}

@@ -1,0 +1,338 @@
+//! The world of one story: a temporary folder with a database, its replicas and whatever the story
+//! starts there. All of it is gone when the story ends, also when it fails.
+
+use crate::program::{LONG, Output, Running, run, wait_until};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant, SystemTime};
+use tempfile::TempDir;
+
+/// Held in common by ordinary stories, and alone by those that measure time.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+enum Turn {
+    Shared {
+        _guard: RwLockReadGuard<'static, ()>,
+    },
+    Alone {
+        _guard: RwLockWriteGuard<'static, ()>,
+    },
+}
+
+/// The world of one story. Its programs run in its folder, so paths in commands are relative.
+pub struct World {
+    folder: TempDir,
+    // Dropped after the folder: the next story begins when this one has cleaned up.
+    _turn: Turn,
+}
+
+/// A restore point as `sqlrepl points --json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Point {
+    pub generation: String,
+    pub txid: String,
+    pub time: String,
+    pub pages: u64,
+    pub size: u64,
+}
+
+impl World {
+    /// A world that shares the machine with other stories.
+    pub fn new() -> Self {
+        // A story that failed while it was alone leaves nothing behind that others would see.
+        let guard = MACHINE
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        Self::with(Turn::Shared { _guard: guard })
+    }
+
+    /// A world that has the machine for itself, to measure time.
+    pub fn alone() -> Self {
+        let guard = MACHINE
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        Self::with(Turn::Alone { _guard: guard })
+    }
+
+    fn with(turn: Turn) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("sqlrepl-it-")
+            .tempdir()
+            .unwrap();
+        fs::create_dir(folder.path().join("logs")).unwrap();
+        Self {
+            folder,
+            _turn: turn,
+        }
+    }
+
+    /// A path in this world.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Where the programs' output goes.
+    pub fn logs(&self) -> PathBuf {
+        self.path("logs")
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn ours(&self, arguments: &str) -> Command {
+        let arguments: Vec<&str> = arguments.split_whitespace().collect();
+        self.command(env!("CARGO_BIN_EXE_sqlrepl"), &arguments)
+    }
+
+    /// Runs `sqlrepl` with arguments that hold no spaces themselves.
+    #[track_caller]
+    pub fn sqlrepl(&self, arguments: &str) -> Output {
+        run(&mut self.ours(arguments))
+    }
+
+    /// Runs any other program.
+    #[track_caller]
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        run(&mut self.command(program, arguments))
+    }
+
+    /// Runs SQL in the real `sqlite3`; what it printed, without the last line end.
+    #[track_caller]
+    pub fn sql(&self, database: &str, sql: &str) -> String {
+        self.try_sql(database, sql).ok().trim_end().to_owned()
+    }
+
+    /// Runs SQL that may fail in the real `sqlite3`.
+    #[track_caller]
+    pub fn try_sql(&self, database: &str, sql: &str) -> Output {
+        let arguments = ["-batch", "-bail", "-cmd", ".timeout 10000", database, sql];
+        self.run("sqlite3", &arguments)
+    }
+
+    /// Makes `app.db`: in WAL mode, with a table `t(id, v)` of 100 rows.
+    #[track_caller]
+    pub fn sample(&self) {
+        self.sql(
+            "app.db",
+            "PRAGMA journal_mode=WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v);
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100)
+             INSERT INTO t SELECT i, 'row ' || i FROM n;",
+        );
+    }
+
+    /// Starts `sqlrepl replicate` with these arguments and waits for nothing.
+    #[track_caller]
+    pub fn replicate(&self, arguments: &str) -> Running {
+        Running::start(
+            &mut self.ours(&format!("replicate {arguments}")),
+            &self.logs(),
+        )
+    }
+
+    /// Starts the daemon on `app.db` and `replicas/app`, and waits until a restore point is there.
+    #[track_caller]
+    pub fn daemon(&self) -> Running {
+        self.daemon_with("")
+    }
+
+    /// The same with more options.
+    #[track_caller]
+    pub fn daemon_with(&self, options: &str) -> Running {
+        let options = format!("app.db replicas/app --sync-interval 50ms {options}");
+        let mut daemon = self.replicate(&options);
+        self.await_sync(&mut daemon);
+        daemon
+    }
+
+    /// Waits until all that is committed is durable, from a daemon that may just be starting.
+    #[track_caller]
+    pub fn await_sync(&self, daemon: &mut Running) {
+        wait_until(LONG, "the first sync", || {
+            assert!(daemon.is_running(), "the daemon ended");
+            self.sqlrepl("sync app.db --timeout 30s").code == 0
+        });
+    }
+
+    /// `sqlrepl sync`, which must succeed.
+    #[track_caller]
+    pub fn sync(&self) {
+        self.sqlrepl("sync app.db --timeout 60s").ok();
+    }
+
+    /// Mounts `replicas` at `mnt` and waits for the line that says so.
+    #[track_caller]
+    pub fn mount(&self) -> Mount {
+        let at = self.path("mnt");
+        fs::create_dir_all(&at).unwrap();
+        let program = Running::start(&mut self.ours("mount replicas mnt"), &self.logs());
+        // The guard stands before anything can fail.
+        let mut mount = Mount { program, at };
+        wait_until(LONG, "the line that says that the mount is ready", || {
+            assert!(mount.program.is_running(), "the mount ended");
+            mount.program.stdout().contains('\n')
+        });
+        mount
+    }
+
+    /// Restores `replicas/app` to a new file, with more options.
+    #[track_caller]
+    pub fn restore(&self, to: &str, options: &str) {
+        self.sqlrepl(&format!("restore -o {to} replicas/app {options}"))
+            .ok();
+    }
+
+    /// What a listing command prints with `--json`.
+    #[track_caller]
+    pub fn json(&self, arguments: &str) -> Vec<Value> {
+        let printed = self.sqlrepl(&format!("{arguments} --json")).ok();
+        match serde_json::from_str(&printed) {
+            Ok(Value::Array(entries)) => entries,
+            _ => panic!("`{arguments} --json` did not print one array: {printed}"),
+        }
+    }
+
+    /// All restore points of `replicas/app`, oldest first.
+    #[track_caller]
+    pub fn points(&self) -> Vec<Point> {
+        self.points_of("replicas/app")
+    }
+
+    /// All restore points of a replica, oldest first.
+    #[track_caller]
+    pub fn points_of(&self, replica: &str) -> Vec<Point> {
+        let entries = self.json(&format!("points {replica}"));
+        entries.iter().map(Point::new).collect()
+    }
+
+    /// The names of the generations of `replicas/app`, oldest first.
+    #[track_caller]
+    pub fn generations(&self) -> Vec<String> {
+        let entries = self.json("generations replicas/app");
+        entries
+            .iter()
+            .map(|entry| text(entry, "generation"))
+            .collect()
+    }
+
+    /// All objects below a replica: their paths relative to it, ascending, and sizes.
+    pub fn objects(&self, replica: &str) -> Vec<(String, u64)> {
+        let root = self.path(replica);
+        let mut objects = Vec::new();
+        walk(&root.join("generations"), &mut |path| {
+            let name = path.strip_prefix(&root).unwrap().to_str().unwrap();
+            objects.push((name.to_owned(), fs::metadata(path).unwrap().len()));
+        });
+        objects.sort();
+        objects
+    }
+
+    /// Waits until the daemon rests: the `-wal` is empty, and the database file is old enough for
+    /// the daemon to have noted how it looks.
+    #[track_caller]
+    pub fn await_rest(&self) {
+        wait_until(LONG, "the daemon to rest", || {
+            let length = fs::metadata(self.path("app.db-wal")).map_or(0, |wal| wal.len());
+            let written = fs::metadata(self.path("app.db"))
+                .unwrap()
+                .modified()
+                .unwrap();
+            let age = SystemTime::now()
+                .duration_since(written)
+                .unwrap_or_default();
+            length == 0 && age > Duration::from_millis(3_500)
+        });
+    }
+}
+
+impl Point {
+    fn new(entry: &Value) -> Self {
+        let number = |field: &str| match entry[field].as_u64() {
+            Some(number) => number,
+            None => panic!("{field} is no number in {entry}"),
+        };
+        Self {
+            generation: text(entry, "generation"),
+            txid: text(entry, "txid"),
+            time: text(entry, "time"),
+            pages: number("pages"),
+            size: number("size"),
+        }
+    }
+}
+
+#[track_caller]
+fn text(entry: &Value, field: &str) -> String {
+    match entry[field].as_str() {
+        Some(text) => text.to_owned(),
+        None => panic!("{field} is no text in {entry}"),
+    }
+}
+
+/// Calls back with every file below a folder.
+pub fn walk(folder: &Path, found: &mut dyn FnMut(&Path)) {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            walk(&entry.path(), found);
+        } else {
+            found(&entry.path());
+        }
+    }
+}
+
+/// A running `sqlrepl mount`; unmounted when dropped, whatever became of the program.
+pub struct Mount {
+    pub program: Running,
+    at: PathBuf,
+}
+
+impl Mount {
+    /// True while something is mounted there.
+    pub fn is_mounted(&self) -> bool {
+        let at = self.at.to_str().unwrap();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        mounts
+            .lines()
+            .any(|line| line.split(' ').nth(4) == Some(at))
+    }
+
+    /// Ends it as Ctrl-C would; the exit code.
+    #[track_caller]
+    pub fn interrupt(&mut self) -> i32 {
+        self.program.signal(libc::SIGINT);
+        self.program.wait_exit()
+    }
+
+    /// The names that `ls` shows in a folder of the mount.
+    pub fn names(&self, folder: &str) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.at.join(folder))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.program.signal(libc::SIGTERM);
+        let asked = Instant::now();
+        while self.program.is_running() && asked.elapsed() < Duration::from_secs(10) {
+            std::thread::yield_now();
+        }
+        if self.is_mounted() {
+            // Nothing more can be done about a failure; the story has had its say already.
+            nix::mount::umount2(&self.at, nix::mount::MntFlags::MNT_DETACH).ok();
+        }
+    }
+}
