@@ -1,14 +1,23 @@
 //! What a listing of keys shows: generations, snapshots, parts and segments. Pure.
+//!
+//! A catalog believes names alone and reads no object. So it never says that a snapshot is complete
+//! (its root names what it needs), nor where a level-0 segment really ends (its footer does): it
+//! says what is there, and which segments stand for a range of transactions.
+//!
+//! Invariants: lists are sorted as their fields say; a key that does not parse is in `unknown` and
+//! nowhere else.
 
 use crate::format::ids::{GenerationId, Pgno, Timestamp, Txid};
+use crate::format::key::{Key, ObjectKey};
 use crate::storage::Listed;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 /// All that a replica's listing shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Catalog {
+    /// Those that have any object, if only a claim.
     pub generations: BTreeMap<GenerationId, GenerationListing>,
-    /// Keys that are not ours: never touched.
+    /// Keys that are not ours, in the order of the listing: never touched.
     pub unknown: Vec<String>,
 }
 
@@ -17,44 +26,217 @@ pub struct Catalog {
 pub struct GenerationListing {
     /// The claim, if there is one.
     pub claim: Option<Listed>,
-    /// Ascending by txid.
+    /// Ascending by txid, then by key.
     pub snapshots: Vec<SnapshotListing>,
+    /// Ascending by `since`, then by first page, then by key.
     pub parts: Vec<PartListing>,
-    /// Ascending by first txid, then by level.
+    /// Ascending by first txid, then by level, then by key.
     pub segments: Vec<SegmentListing>,
 }
 
+/// A snapshot, as its key describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotListing {
+    /// The transaction whose state it is.
     pub txid: Txid,
+    /// When that was committed.
     pub time: Timestamp,
+    /// The first 32 bits of the object's hash.
     pub hash8: u32,
+    /// The object itself.
     pub object: Listed,
 }
 
+/// A part of a large snapshot, as its key describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartListing {
+    /// Every page in it is at least as new as this transaction.
     pub since: Txid,
+    /// Its first page.
     pub first: Pgno,
+    /// The first 32 bits of the object's hash.
     pub hash8: u32,
+    /// The object itself.
     pub object: Listed,
 }
 
+/// A WAL segment, as its key and its neighbours' describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentListing {
+    /// 0 for an upload of the daemon, 1 and up for merged ones.
     pub level: u8,
+    /// Its first transaction.
     pub first: Txid,
-    /// Of level 0 known only from the next one's first, or from its footer.
+    /// Its last transaction. The key of a level-0 segment does not have it: it is taken to be the
+    /// one before the next level-0 segment, and `None` for the newest. Objects that are missing
+    /// between two level-0 segments hide behind that, so a reader checks the footer.
     pub last: Option<Txid>,
+    /// When the last transaction was committed; level 0 says so in its footer only.
     pub time: Option<Timestamp>,
+    /// The first 32 bits of the object's hash; not in the key of level 0.
     pub hash8: Option<u32>,
+    /// The object itself.
     pub object: Listed,
+}
+
+/// A transaction that no listed segment has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The first one that is missing.
+    pub missing: Txid,
 }
 
 impl Catalog {
-    /// Reads a listing of everything below a replica (keys relative to the replica).
+    /// Reads a listing of everything below a replica (keys relative to the replica), in any order.
     pub fn new(listing: Vec<Listed>) -> Self {
-        let _ = listing;
-        todo!()
+        let mut catalog = Self::default();
+        for object in listing {
+            match Key::parse(&object.key) {
+                Some(key) => catalog
+                    .generations
+                    .entry(key.generation)
+                    .or_default()
+                    .add(key.object, object),
+                None => catalog.unknown.push(object.key),
+            }
+        }
+        for generation in catalog.generations.values_mut() {
+            generation.sort();
+            generation.derive_ends();
+        }
+        catalog
+    }
+
+    /// The highest ordinal of a generation that is listed; 0 if there is none.
+    pub fn highest_ordinal(&self) -> u32 {
+        self.generations
+            .last_key_value()
+            .map_or(0, |(id, _)| id.ordinal)
     }
 }
+
+impl GenerationListing {
+    fn add(&mut self, key: ObjectKey, object: Listed) {
+        match key {
+            ObjectKey::Claim => self.claim = Some(object),
+            ObjectKey::Part {
+                since,
+                first,
+                hash8,
+            } => self.parts.push(PartListing {
+                since,
+                first,
+                hash8,
+                object,
+            }),
+            ObjectKey::Snapshot { txid, time, hash8 } => self.snapshots.push(SnapshotListing {
+                txid,
+                time,
+                hash8,
+                object,
+            }),
+            ObjectKey::Upload { first } => self.segments.push(SegmentListing {
+                level: 0,
+                first,
+                last: None,
+                time: None,
+                hash8: None,
+                object,
+            }),
+            ObjectKey::Merged {
+                level,
+                first,
+                last,
+                time,
+                hash8,
+            } => self.segments.push(SegmentListing {
+                level,
+                first,
+                last: Some(last),
+                time: Some(time),
+                hash8: Some(hash8),
+                object,
+            }),
+        }
+    }
+
+    fn sort(&mut self) {
+        self.snapshots
+            .sort_by(|a, b| (a.txid, &a.object.key).cmp(&(b.txid, &b.object.key)));
+        self.parts.sort_by(|a, b| {
+            (a.since, a.first, &a.object.key).cmp(&(b.since, b.first, &b.object.key))
+        });
+        self.segments.sort_by(|a, b| {
+            (a.first, a.level, &a.object.key).cmp(&(b.first, b.level, &b.object.key))
+        });
+    }
+
+    /// Ends each level-0 segment before the next one.
+    fn derive_ends(&mut self) {
+        let mut next = None;
+        for segment in self.segments.iter_mut().rev().filter(|s| s.level == 0) {
+            segment.last = next.and_then(|next: Txid| Txid::new(next.get() - 1));
+            next = Some(segment.first);
+        }
+    }
+
+    /// The segments that readers take for the transactions `from..=to`, ascending by first txid.
+    ///
+    /// Where two cover a txid the higher level is taken, then the one that ends later, then the
+    /// greater key. The first may begin before `from`, the last may end after `to`, and one may lie
+    /// within another. The newest level-0 segment counts as covering all that follows its first
+    /// txid: whether it does stands in its footer. Nothing is needed if `from` lies after `to`.
+    ///
+    /// # Errors
+    /// The first transaction that no segment covers.
+    pub fn cover(&self, from: Txid, to: Txid) -> Result<Vec<&SegmentListing>, Gap> {
+        // Those that begin at or before `at`, the preferred one on top; they are removed once they
+        // are on top and end before it.
+        let mut open = BinaryHeap::new();
+        let mut waiting = self.segments.iter().enumerate().peekable();
+        let mut chosen = Vec::new();
+        let mut at = from;
+        while at <= to {
+            while let Some((index, segment)) = waiting.next_if(|(_, s)| s.first <= at) {
+                open.push(Candidate::new(index, segment));
+            }
+            while open.peek().is_some_and(|best| best.last < at.get()) {
+                open.pop();
+            }
+            let best = open.peek().ok_or(Gap { missing: at })?;
+            chosen.push(best.index);
+            // The choice stands until it ends or another one begins.
+            let ends = best.last.checked_add(1).and_then(Txid::new);
+            let begins = waiting.peek().map(|(_, segment)| segment.first);
+            match [ends, begins].into_iter().flatten().min() {
+                Some(next) => at = next,
+                None => break,
+            }
+        }
+        chosen.sort_unstable();
+        chosen.dedup();
+        Ok(chosen.into_iter().map(|i| &self.segments[i]).collect())
+    }
+}
+
+/// A segment, in the order in which readers prefer it: by level, then by end, then by key. Within
+/// one level the list is in the order of the keys, so the place in it decides as the key would.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    level: u8,
+    last: u64,
+    index: usize,
+}
+
+impl Candidate {
+    fn new(index: usize, segment: &SegmentListing) -> Self {
+        Self {
+            level: segment.level,
+            last: segment.last.map_or(u64::MAX, Txid::get),
+            index,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

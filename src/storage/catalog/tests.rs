@@ -1,0 +1,228 @@
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+const TIME: &str = "20261120T174512.345678Z";
+
+/// A listing from words: `claim`, `snap@5`, `part@1:7`, `l0@2`, `l1@2-9`, `l1@2-9:ab` (its hash8);
+/// anything else is a key as it stands. All of them are of generation 1.
+fn listing(words: &str) -> Vec<Listed> {
+    words
+        .split_whitespace()
+        .map(|word| listed(&key(word)))
+        .collect()
+}
+
+fn listed(key: &str) -> Listed {
+    Listed {
+        key: key.to_string(),
+        size: 100,
+        modified: Timestamp::from_micros(0),
+    }
+}
+
+fn key(word: &str) -> String {
+    let Some((kind, rest)) = word.split_once('@') else {
+        return match word {
+            "claim" => "generations/00000001-00000000/claim".to_string(),
+            _ => word.to_string(),
+        };
+    };
+    let (range, hash8) = rest.split_once(':').unwrap_or((rest, "1"));
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let [first, last] = [first, last].map(|n| n.parse::<u64>().unwrap());
+    let below = match kind {
+        "snap" => format!("snapshots/{first:016x}-{TIME}-{hash8:0>8}.snapshot"),
+        "part" => format!("pages/{first:016x}-{hash8:0>8}-00000001.pages"),
+        "l0" => format!("wal/0/{first:016x}.wal"),
+        _ => {
+            let level = &kind[1..];
+            format!("wal/{level}/{first:016x}-{last:016x}-{TIME}-{hash8:0>8}.wal")
+        }
+    };
+    format!("generations/00000001-00000000/{below}")
+}
+
+fn only_generation(words: &str) -> GenerationListing {
+    let catalog = Catalog::new(listing(words));
+    assert_eq!(catalog.unknown, [] as [&str; 0]);
+    catalog.generations.into_values().next().unwrap_or_default()
+}
+
+fn explain(segment: &SegmentListing) -> String {
+    let last = segment
+        .last
+        .map_or("?".to_string(), |last| last.get().to_string());
+    let hash8 = match segment.hash8 {
+        None | Some(1) => String::new(),
+        Some(hash8) => format!(":{hash8:x}"),
+    };
+    format!("l{:x}@{}-{last}{hash8}", segment.level, segment.first.get())
+}
+
+#[track_caller]
+fn check_segments(objects: &str, expect: &str) {
+    let generation = only_generation(objects);
+    let seen: Vec<String> = generation.segments.iter().map(explain).collect();
+    assert_eq!(seen.join(" "), expect, "{objects}");
+}
+
+#[track_caller]
+fn check_cover(objects: &str, from: u64, to: u64, expect: &str) {
+    let generation = only_generation(objects);
+    let [from, to] = [from, to].map(|n| Txid::new(n).unwrap());
+    let seen = match generation.cover(from, to) {
+        Ok(chosen) => chosen
+            .into_iter()
+            .map(explain)
+            .collect::<Vec<_>>()
+            .join(" "),
+        Err(gap) => format!("{} is missing", gap.missing.get()),
+    };
+    assert_eq!(seen, expect, "{objects} from {from} to {to}");
+}
+
+#[test]
+fn every_object_finds_its_place_and_what_is_not_ours_is_kept_apart() {
+    let mut objects = listing("snap@9 README part@1:8 l0@2 claim snap@1 part@1:7 l1@2-9");
+    objects.push(listed("generations/00000003-0000000a/claim"));
+    objects.push(listed("generations/0123456789abcdef/claim"));
+    let catalog = Catalog::new(objects);
+
+    assert_eq!(
+        catalog.unknown,
+        ["README", "generations/0123456789abcdef/claim"]
+    );
+    let names: Vec<String> = catalog
+        .generations
+        .keys()
+        .map(|id| id.to_string())
+        .collect();
+    assert_eq!(names, ["00000001-00000000", "00000003-0000000a"]);
+    let first = &catalog.generations.values().next().unwrap();
+    assert_eq!(first.claim.as_ref().unwrap().key, key("claim"));
+    let txids: Vec<u64> = first.snapshots.iter().map(|s| s.txid.get()).collect();
+    assert_eq!(txids, [1, 9]);
+    let pages: Vec<u32> = first.parts.iter().map(|p| p.first.get()).collect();
+    assert_eq!(pages, [7, 8]);
+    assert_eq!(first.segments.len(), 2);
+    assert_eq!(first.segments[1].time.unwrap().compact(), TIME);
+}
+
+#[test]
+fn the_highest_ordinal_is_that_of_the_last_generation_even_if_it_has_only_a_claim() {
+    let catalog = Catalog::new(listing(
+        "claim generations/0000000b-00000000/claim generations/0000000c/claim",
+    ));
+    assert_eq!(catalog.highest_ordinal(), 11);
+    assert_eq!(Catalog::default().highest_ordinal(), 0);
+}
+
+#[test]
+fn a_level_0_segment_ends_before_the_next_and_the_newest_has_no_known_end() {
+    check_segments("l0@7 l0@2 l0@5", "l0@2-4 l0@5-6 l0@7-?");
+    check_segments("l0@2 l1@2-9 l0@5", "l0@2-4 l1@2-9 l0@5-?");
+    check_segments("l0@3 l1@2-9", "l1@2-9 l0@3-?");
+    check_segments("l2@2-9:b l2@2-9:a l1@2-3", "l1@2-3 l2@2-9:a l2@2-9:b");
+}
+
+#[test]
+fn a_level_0_segment_is_ended_by_one_of_its_own_generation_only() {
+    let mut objects = listing("l0@2");
+    objects.push(listed(
+        "generations/00000002-00000000/wal/0/0000000000000005.wal",
+    ));
+    let catalog = Catalog::new(objects);
+    for generation in catalog.generations.values() {
+        assert_eq!(generation.segments[0].last, None);
+    }
+}
+
+#[test]
+fn the_higher_level_is_taken_then_the_one_that_ends_later_then_the_greater_key() {
+    check_cover("l0@2 l0@4 l1@2-3", 2, 9, "l1@2-3 l0@4-?");
+    check_cover("l1@2-9 l2@2-5", 2, 9, "l1@2-9 l2@2-5");
+    check_cover("l1@2-5 l1@2-9", 2, 9, "l1@2-9");
+    check_cover("l1@2-9:a l1@2-9:b", 2, 9, "l1@2-9:b");
+    check_cover("l1@2-9 l1@4-9", 2, 9, "l1@2-9 l1@4-9");
+}
+
+#[test]
+fn one_that_lies_within_another_is_taken_once_and_so_is_the_other() {
+    check_cover("l1@2-100 l2@40-50", 2, 100, "l1@2-100 l2@40-50");
+    check_cover("l1@2-100 l2@40-50", 41, 49, "l2@40-50");
+    check_cover("l1@2-100 l2@40-50", 51, 100, "l1@2-100");
+    check_cover("l0@2 l1@10-20", 2, 30, "l0@2-? l1@10-20");
+}
+
+#[test]
+fn a_gap_is_named_by_its_first_missing_txid() {
+    check_cover("l1@2-5 l1@7-9", 2, 9, "6 is missing");
+    check_cover("l1@2-5", 2, 6, "6 is missing");
+    check_cover("l0@3", 2, 9, "2 is missing");
+    check_cover("", 2, 2, "2 is missing");
+    check_cover("l1@2-5 l1@7-9", 2, 5, "l1@2-5");
+}
+
+#[test]
+fn nothing_is_needed_to_go_from_a_txid_to_itself() {
+    check_cover("", 3, 2, "");
+    check_cover("l0@2", 3, 2, "");
+}
+
+#[test]
+fn the_last_txid_there_is_ends_a_cover() {
+    let last = "generations/00000001-00000000/wal/1/0000000000000002-ffffffffffffffff-\
+                20261120T174512.345678Z-00000001.wal";
+    check_cover(last, 2, u64::MAX, "l1@2-18446744073709551615");
+    check_cover("l0@2", 2, u64::MAX, "l0@2-?");
+}
+
+/// The rule as DESIGN words it, one txid at a time.
+fn naive(generation: &GenerationListing, from: u64, to: u64) -> Result<BTreeSet<&str>, u64> {
+    (from..=to)
+        .map(|txid| {
+            let covers = |s: &&SegmentListing| {
+                s.first.get() <= txid && s.last.is_none_or(|last| txid <= last.get())
+            };
+            let rank = |s: &&SegmentListing| {
+                let last = s.last.map_or(u64::MAX, Txid::get);
+                (s.level, last, s.object.key.clone())
+            };
+            let best = generation.segments.iter().filter(covers).max_by_key(rank);
+            best.map(|s| s.object.key.as_str()).ok_or(txid)
+        })
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn a_cover_is_what_the_rule_says_for_each_txid(
+        segments in prop::collection::vec((0_u8..4, 1_u64..40, 0_u64..20, 0_u32..3), 0..24),
+        from in 1_u64..40,
+        length in 0_u64..40,
+    ) {
+        let words: BTreeSet<String> = segments
+            .into_iter()
+            .map(|(level, first, length, hash8)| match level {
+                0 => format!("l0@{first}"),
+                _ => format!("l{level}@{first}-{}:{hash8:x}", first + length),
+            })
+            .collect();
+        let words: Vec<String> = words.into_iter().collect();
+        let generation = only_generation(&words.join(" "));
+        let to = from + length;
+        let cover = generation.cover(Txid::new(from).unwrap(), Txid::new(to).unwrap());
+        let firsts = cover.as_ref().map(|chosen| {
+            chosen.iter().map(|s| s.first).collect::<Vec<_>>()
+        });
+        prop_assert!(firsts.is_ok_and(|firsts| firsts.is_sorted()) || cover.is_err());
+        let seen = cover.map_err(|gap| gap.missing.get()).map(|chosen| {
+            chosen.into_iter().map(|s| s.object.key.as_str()).collect::<Vec<_>>()
+        });
+        let count = seen.as_ref().map_or(0, Vec::len);
+        let seen = seen.map(|keys| keys.into_iter().collect::<BTreeSet<_>>());
+        prop_assert_eq!(count, seen.as_ref().map_or(0, BTreeSet::len), "one was taken twice");
+        prop_assert_eq!(seen, naive(&generation, from, to));
+    }
+}
