@@ -1,14 +1,19 @@
 //! Where objects live: the [`Store`] trait, its implementations, and the wrappers around them.
+//!
+//! A store is a flat space of objects under keys such as `generations/00000001-9f3c2a7b/claim`.
+//! It knows nothing of what the keys mean, but for `catalog`, which is pure. Invariants, which
+//! `conformance` checks for every store: an object is whole or absent, is never changed, and is
+//! durable when its put returns.
 
 pub mod catalog;
+#[doc(hidden)]
+pub mod conformance;
 pub mod directory;
-pub mod fault;
 pub mod memory;
-pub mod object;
-pub mod retry;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::ids::Timestamp;
+use crate::format::key::{GENERATIONS, foreign};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::path::PathBuf;
@@ -44,15 +49,23 @@ pub enum Put {
 }
 
 /// A flat space of objects that are written once and never changed.
+///
+/// Keys have parts with `/` between them; no part is empty, `.`, `..` or `.tmp`, and none has a
+/// control character. A call whose future is dropped may still take effect, as a request on its way
+/// may.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// How messages name the store: a path or a URL without secrets.
     fn location(&self) -> &str;
 
-    /// The store of what lies in a folder of this one (`name` holds no `/`): one replica of several.
+    /// The store of what lies in a folder of this one: one replica of several.
+    ///
+    /// # Panics
+    /// If `name` is not one part of a key.
     fn below(&self, name: &str) -> Arc<dyn Store>;
 
-    /// Stores an object if nothing has its key. When it returns, the object is durable.
+    /// Stores an object if nothing has its key. When it returns, with either answer, the object
+    /// that has the key is durable.
     ///
     /// # Errors
     /// `Unavailable`, `Disk`, `Invalid`.
@@ -61,14 +74,15 @@ pub trait Store: Send + Sync + 'static {
     /// Reads exactly `length` bytes from `offset`.
     ///
     /// # Errors
-    /// `NotFound` for no such object, `Corrupt` if it ends before, `Unavailable`.
+    /// `NotFound` for no such object, `Corrupt` if it ends before, `Unavailable`, `Disk`,
+    /// `Invalid`.
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes>;
 
     /// All objects whose keys start with `prefix` and, as strings, come after `start_after`;
     /// ascending by key.
     ///
     /// # Errors
-    /// `Unavailable`.
+    /// `Unavailable`, `Disk`, `Invalid`.
     async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<Listed>>;
 
     /// The names one level below `prefix` (which is empty or ends in `/`), ascending: folders end
@@ -76,12 +90,104 @@ pub trait Store: Send + Sync + 'static {
     /// path, and shows what else a path holds.
     ///
     /// # Errors
-    /// `Unavailable`.
+    /// `Unavailable`, `Disk`, `Invalid`.
     async fn list_folder(&self, prefix: &str) -> Result<Vec<String>>;
 
     /// Deletes objects; those that do not exist count as deleted.
     ///
     /// # Errors
-    /// `Unavailable`.
+    /// `Unavailable`, `Disk`, `Invalid`.
     async fn delete(&self, keys: &[String]) -> Result<()>;
 }
+
+/// Refuses a path that holds another tool's objects. A daemon asks before its first put: two tools
+/// in one place would delete each other's objects.
+///
+/// # Errors
+/// `Invalid`, naming one of those objects; else as [`Store::list_folder`].
+pub async fn refuse_foreign(store: &dyn Store) -> Result<()> {
+    let mut names = store.list_folder("").await?;
+    if names.iter().any(|name| name == GENERATIONS) {
+        let below = store.list_folder(GENERATIONS).await?;
+        names.extend(below.into_iter().map(|name| format!("{GENERATIONS}{name}")));
+    }
+    match foreign(names.iter().map(String::as_str)) {
+        None => Ok(()),
+        Some(name) => Err(Error::invalid(format!(
+            "{} holds objects of another tool, such as {name}; give replicate an empty directory \
+             or prefix",
+            store.location()
+        ))),
+    }
+}
+
+/// The folder in which a directory store keeps unfinished objects; no key has such a part.
+const UNFINISHED: &str = ".tmp";
+
+/// Refuses what is no key, in every store alike, so that no key works in one and fails in another.
+fn check_key(key: &str) -> Result<()> {
+    if key.split('/').all(is_part) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "{key:?} is no key: it needs parts with / between them, none empty, \".\", \"..\" or \
+         \"{UNFINISHED}\", and no control characters"
+    )))
+}
+
+/// Refuses what no key can begin with. The last part may be cut anywhere.
+fn check_prefix(prefix: &str) -> Result<()> {
+    match prefix.rsplit_once('/') {
+        Some((folders, last)) if !has_control(last) => check_key(folders),
+        None if !has_control(prefix) => Ok(()),
+        _ => check_key(prefix),
+    }
+}
+
+/// Refuses what is no folder: empty, or a key with `/` behind it.
+fn check_folder(prefix: &str) -> Result<()> {
+    match prefix.strip_suffix('/') {
+        Some(folder) => check_key(folder),
+        None if prefix.is_empty() => Ok(()),
+        None => Err(Error::invalid(format!(
+            "{prefix:?} is no folder: it must be empty or end in /"
+        ))),
+    }
+}
+
+/// # Panics
+/// If `name` is not one part of a key.
+fn assert_part(name: &str) {
+    assert!(
+        !name.contains('/') && is_part(name),
+        "{name:?} is not the name of a folder"
+    );
+}
+
+fn is_part(part: &str) -> bool {
+    !matches!(part, "" | "." | ".." | UNFINISHED) && !has_control(part)
+}
+
+fn has_control(text: &str) -> bool {
+    text.contains(|c: char| c.is_ascii_control())
+}
+
+/// The sentence for a key that nothing has.
+fn no_object(location: &str, key: &str) -> Error {
+    Error::not_found(format!("read {location}/{key}: there is no such object"))
+}
+
+/// Where a range ends, if the object reaches so far.
+fn range_end(location: &str, key: &str, size: u64, offset: u64, length: u64) -> Result<u64> {
+    offset
+        .checked_add(length)
+        .filter(|end| *end <= size)
+        .ok_or_else(|| {
+            Error::corrupt(format!(
+                "read {location}/{key}: it has {size} bytes, expected {length} from byte {offset} on"
+            ))
+        })
+}
+
+#[cfg(test)]
+mod tests;
