@@ -1,0 +1,535 @@
+//! The tree as FUSE asks for it: translate the call, answer, errno. No other file names FUSE types
+//! but [`crate::mount::session`], which starts the session.
+//!
+//! What memory holds is answered on the FUSE thread; anything else moves its reply into a task. A
+//! request that nobody answers leaves its caller in an uninterruptible sleep, so every task has a
+//! deadline, and a reply that is dropped on the way (a panic, say) is EIO. No notification is ever
+//! sent to the kernel: they deadlock against requests that are under way. What it may remember is
+//! said by the time-to-live of each answer.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::ids::Timestamp;
+use crate::materialize::pages::{Database, ReadAhead};
+use crate::mount::inode::Inode;
+use crate::mount::locked;
+use crate::mount::view::{self, Answer, Attributes, Found, How, Kind, Line, View};
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyXattr, Request,
+};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+use tokio::runtime;
+use tokio::time::timeout;
+
+/// Requests that the kernel may have under way in the background, mostly its readahead.
+const MAX_BACKGROUND: u16 = 64;
+
+const BLOCK_BYTES: u32 = 4096;
+/// The unit of `st_blocks`, whatever the block size.
+const STAT_BLOCK_BYTES: u64 = 512;
+const NAME_BYTES_MAX: u32 = 255;
+
+/// How the file system answers.
+#[derive(Clone, Copy, Debug)]
+pub struct FuseOptions {
+    /// Until a read or an open gives up.
+    pub read_deadline: Duration,
+    /// Until a name gives up waiting for what is new.
+    pub patience: Duration,
+    /// The owner of everything.
+    pub uid: u32,
+    /// Their group.
+    pub gid: u32,
+}
+
+/// The file system; cheap to clone into tasks.
+#[derive(Clone)]
+pub struct MountedView {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    view: Arc<View>,
+    runtime: runtime::Handle,
+    options: FuseOptions,
+    handles: Mutex<HashMap<u64, Arc<OpenFile>>>,
+    next_handle: AtomicU64,
+}
+
+/// An open file.
+struct OpenFile {
+    inode: Inode,
+    database: Arc<Database>,
+    ahead: ReadAhead,
+    /// What was logged last: a reader that tries again and again does not fill the log.
+    logged: Mutex<String>,
+}
+
+impl MountedView {
+    /// A file system for `view`, whose tasks run on `runtime`.
+    pub fn new(view: Arc<View>, runtime: runtime::Handle, options: FuseOptions) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                view,
+                runtime,
+                options,
+                handles: Mutex::default(),
+                next_handle: AtomicU64::new(1),
+            }),
+        }
+    }
+
+    /// Asks the view and answers: at once from memory, else in a task that looks first.
+    fn answer<T: Send + 'static>(
+        &self,
+        how: How,
+        ask: impl Fn(&View, How) -> Result<Answer<T>> + Send + 'static,
+        reply: impl FnOnce(&Shared, Result<T>) + Send + 'static,
+    ) {
+        let shared = &self.shared;
+        match ask(&shared.view, how) {
+            Ok(Answer::Now(answer)) => reply(shared, Ok(answer)),
+            Ok(Answer::Behind(answer, subject)) => {
+                reply(shared, Ok(answer));
+                // It goes on without anyone waiting for it.
+                drop(shared.view.look(subject));
+            }
+            Ok(Answer::After(subject)) => {
+                let look = shared.view.look(subject);
+                let shared = shared.clone();
+                let task = async move {
+                    // Failed or late, what is known is the answer, and the failure is logged by
+                    // the look itself.
+                    let _in_time = timeout(shared.options.patience, look).await;
+                    let answer = match ask(&shared.view, How::Known) {
+                        Ok(Answer::Now(answer) | Answer::Behind(answer, _)) => Ok(answer),
+                        Ok(Answer::After(_)) => Err(Error::unavailable("nothing is known yet")),
+                        Err(error) => Err(error),
+                    };
+                    reply(&shared, answer);
+                };
+                self.shared.runtime.spawn(task);
+            }
+            Err(error) => reply(shared, Err(error)),
+        }
+    }
+
+    /// Runs a handler on the FUSE thread. A panic in it must not end the thread, and with the
+    /// threads the mount: the reply that it drops is EIO.
+    fn guarded(&self, call: &str, handler: impl FnOnce()) {
+        // Looks and read-ahead start tasks.
+        let _within = self.shared.runtime.enter();
+        if catch_unwind(AssertUnwindSafe(handler)).is_err() {
+            tracing::error!("a bug: {call} panicked");
+        }
+    }
+}
+
+impl Shared {
+    fn open_file(&self, handle: FileHandle) -> Option<Arc<OpenFile>> {
+        locked(&self.handles).get(&handle.0).cloned()
+    }
+
+    /// Replies to an open with a new handle.
+    fn opened(&self, inode: Inode, database: Arc<Database>, reply: ReplyOpen) {
+        // ORDERING: only uniqueness matters; the map is locked.
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let file = Arc::new(OpenFile {
+            inode,
+            database,
+            ahead: ReadAhead::default(),
+            logged: Mutex::default(),
+        });
+        locked(&self.handles).insert(handle, file);
+        // Contents never change, so the kernel keeps its pages from one open to the next (a warm
+        // query takes six times as long without). Nothing is written, so nothing is flushed.
+        let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+        reply.opened(FileHandle(handle), flags);
+    }
+
+    fn attr(&self, attributes: &Attributes) -> FileAttr {
+        let time = system_time(attributes.time);
+        let (kind, perm) = match attributes.kind {
+            Kind::Directory => (FileType::Directory, 0o555),
+            Kind::Link => (FileType::Symlink, 0o777),
+            Kind::File => (FileType::RegularFile, 0o444),
+        };
+        FileAttr {
+            ino: INodeNo(attributes.inode.0),
+            size: attributes.size,
+            // All of it, or cp and tar would take what is not here yet for holes.
+            blocks: attributes.size.div_ceil(STAT_BLOCK_BYTES),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm,
+            nlink: if kind == FileType::Directory { 2 } else { 1 },
+            uid: self.options.uid,
+            gid: self.options.gid,
+            rdev: 0,
+            blksize: BLOCK_BYTES,
+            flags: 0,
+        }
+    }
+
+    fn reply_entry(&self, found: Result<Found>, reply: ReplyEntry) {
+        match found {
+            Ok(Found::Entry(entry)) => reply.entry_with_ttls(
+                &entry.attributes.ttl,
+                &entry.ttl,
+                &self.attr(&entry.attributes),
+                Generation(0),
+            ),
+            // ENOENT would not be remembered; an entry without an inode is.
+            Ok(Found::Nothing(ttl)) => {
+                let nothing = Attributes {
+                    inode: Inode(0),
+                    kind: Kind::File,
+                    size: 0,
+                    time: Timestamp::from_micros(0),
+                    ttl,
+                };
+                reply.entry(&ttl, &self.attr(&nothing), Generation(0));
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+}
+
+impl OpenFile {
+    /// Logs a failed read, unless it failed like this before.
+    fn log(&self, view: &View, offset: u64, error: &Error) {
+        let page = offset / u64::from(self.database.page_size().max(1)) + 1;
+        let cause = error.to_string();
+        let mut logged = locked(&self.logged);
+        if *logged != cause {
+            tracing::error!(
+                "cannot read page {page} of {}: {cause}",
+                view.describe(self.inode)
+            );
+            *logged = cause;
+        }
+    }
+
+    async fn read(&self, offset: u64, length: usize, deadline: Duration) -> Result<Bytes> {
+        within(deadline, self.database.read(offset, length, &self.ahead)).await
+    }
+}
+
+/// A result, or `Unavailable` when it takes too long.
+async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match timeout(deadline, work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::unavailable(format!(
+            "no answer from the store within {deadline:?}"
+        ))),
+    }
+}
+
+/// What the caller of a file operation sees of an error. Never ENOSYS: the kernel takes that for
+/// "this mount cannot", for ever.
+fn errno(error: &Error) -> Errno {
+    match error.kind() {
+        ErrorKind::NotFound => Errno::ENOENT,
+        ErrorKind::Invalid => Errno::EINVAL,
+        ErrorKind::Unavailable | ErrorKind::Corrupt | ErrorKind::Disk | ErrorKind::Conflict => {
+            Errno::EIO
+        }
+    }
+}
+
+fn system_time(time: Timestamp) -> SystemTime {
+    let micros = Duration::from_micros(time.micros().unsigned_abs());
+    if time.micros() < 0 {
+        SystemTime::UNIX_EPOCH - micros
+    } else {
+        SystemTime::UNIX_EPOCH + micros
+    }
+}
+
+fn file_type(line: &Line) -> FileType {
+    match line.entry.attributes.kind {
+        Kind::Directory => FileType::Directory,
+        Kind::Link => FileType::Symlink,
+        Kind::File => FileType::RegularFile,
+    }
+}
+
+/// A directory is listed anew from its start, and gone on with from what is known.
+fn freshness(offset: u64) -> How {
+    if offset == 0 { How::Fresh } else { How::Known }
+}
+
+impl Filesystem for MountedView {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Locks stay with the kernel (no POSIX_LOCKS): nobody can write, and each would be a round
+        // trip. Readahead stays at its default: mmap readers pay for larger ones many times over.
+        let wanted = InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_ASYNC_READ;
+        let offered = wanted & config.capabilities();
+        config
+            .add_capabilities(offered)
+            .map_err(|_| io::Error::other("the kernel refuses what it offered"))?;
+        config
+            .set_max_background(MAX_BACKGROUND)
+            .map_err(|_| io::Error::other("64 background requests are refused"))?;
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.guarded("lookup", || {
+            let (parent, name) = (Inode(parent.0), name.to_owned());
+            self.answer(
+                How::Fresh,
+                move |view, how| view.lookup(parent, &name, how),
+                |shared, found| shared.reply_entry(found, reply),
+            );
+        });
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.guarded("getattr", || {
+            match self.shared.view.attributes(Inode(ino.0)) {
+                Ok(attributes) => reply.attr(&attributes.ttl, &self.shared.attr(&attributes)),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.guarded("readlink", || {
+            let inode = Inode(ino.0);
+            self.answer(
+                How::Fresh,
+                move |view, how| view.link_target(inode, how),
+                |_, target| match target {
+                    Ok(target) => reply.data(target.as_bytes()),
+                    Err(error) => reply.error(errno(&error)),
+                },
+            );
+        });
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.guarded("open", || {
+            let inode = Inode(ino.0);
+            if let Some(database) = self.shared.view.opened(inode) {
+                return self.shared.opened(inode, database, reply);
+            }
+            let shared = self.shared.clone();
+            self.shared.runtime.spawn(async move {
+                let opened = within(shared.options.read_deadline, shared.view.open(inode)).await;
+                match opened {
+                    Ok(database) => shared.opened(inode, database, reply),
+                    Err(error) => {
+                        tracing::error!("cannot open {}: {error}", shared.view.describe(inode));
+                        reply.error(errno(&error));
+                    }
+                }
+            });
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.guarded("read", || {
+            let Some(file) = self.shared.open_file(fh) else {
+                return reply.error(Errno::EBADF);
+            };
+            let length = size as usize;
+            if let Some(bytes) = file.database.read_cached(offset, length, &file.ahead) {
+                return reply.data(&view::served(offset, bytes));
+            }
+            let shared = self.shared.clone();
+            self.shared.runtime.spawn(async move {
+                let deadline = shared.options.read_deadline;
+                match file.read(offset, length, deadline).await {
+                    Ok(bytes) => reply.data(&view::served(offset, bytes)),
+                    Err(error) => {
+                        file.log(&shared.view, offset, &error);
+                        // Whatever became of the page, the file is still there.
+                        reply.error(Errno::EIO);
+                    }
+                }
+            });
+        });
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.guarded("release", || {
+            let file = locked(&self.shared.handles).remove(&fh.0);
+            reply.ok();
+            // After the reply: the last handle of a moment gives back what the moment holds.
+            drop(file);
+        });
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        self.guarded("readdir", || {
+            let inode = Inode(ino.0);
+            self.answer(
+                freshness(offset),
+                move |view, how| view.list(inode, how),
+                move |shared, listing| match listing {
+                    Ok(listing) => {
+                        for line in shared.view.lines_after(&listing, offset) {
+                            let inode = INodeNo(line.entry.attributes.inode.0);
+                            if reply.add(inode, line.cookie, file_type(line), &line.name) {
+                                break;
+                            }
+                        }
+                        reply.ok();
+                    }
+                    Err(error) => reply.error(errno(&error)),
+                },
+            );
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.guarded("readdirplus", || {
+            let inode = Inode(ino.0);
+            self.answer(
+                freshness(offset),
+                move |view, how| view.list(inode, how),
+                move |shared, listing| match listing {
+                    Ok(listing) => {
+                        for line in shared.view.lines_after(&listing, offset) {
+                            let attributes = &line.entry.attributes;
+                            if reply.add(
+                                INodeNo(attributes.inode.0),
+                                line.cookie,
+                                &line.name,
+                                &line.entry.ttl,
+                                &shared.attr(attributes),
+                                Generation(0),
+                            ) {
+                                break;
+                            }
+                        }
+                        reply.ok();
+                    }
+                    Err(error) => reply.error(errno(&error)),
+                },
+            );
+        });
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        // Sizes of moments add up to nothing: they share most of their pages.
+        reply.statfs(0, 0, 0, 0, 0, BLOCK_BYTES, NAME_BYTES_MAX, BLOCK_BYTES);
+    }
+
+    // What follows is not here and never will be while the mount lives, which is what the kernel
+    // takes ENOSYS for: it asks once. In words, or fuser would log a warning for each.
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// Without it the kernel finds data everywhere and no holes, as it should.
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}
