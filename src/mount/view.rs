@@ -327,11 +327,15 @@ impl View {
             return Ok(Answer::Now(Found::Nothing(SETTLED_TTL)));
         };
         let subject = Subject::Database(member.clone());
-        if !Moment::is_relative(words) && is_settled(moment, member.replica.newest()) {
-            self.settled_answer(subject, how, || self.resolve(member, moment, SETTLED_TTL))
-        } else {
-            self.answer(subject, how, || self.resolve(member, moment, MOVING_TTL))
+        if !is_settled(moment, member.replica.newest()) {
+            return self.answer(subject, how, || self.resolve(member, moment, MOVING_TTL));
         }
+        // `5m-ago` needs no look, but means another moment soon.
+        let ttl = match Moment::is_relative(words) {
+            true => MOVING_TTL,
+            false => SETTLED_TTL,
+        };
+        self.settled_answer(subject, how, || self.resolve(member, moment, ttl))
     }
 
     fn resolve(&self, member: &Member, moment: Moment, ttl: Duration) -> Result<Found> {
