@@ -10,6 +10,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ids::Timestamp;
 use crate::materialize::pages::{Database, ReadAhead};
+use crate::mount::complaints::Complaints;
 use crate::mount::inode::Inode;
 use crate::mount::locked;
 use crate::mount::view::{self, Answer, Attributes, Found, How, Kind, Line, View};
@@ -27,7 +28,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime;
 use tokio::time::timeout;
 
@@ -64,6 +65,7 @@ struct Shared {
     options: FuseOptions,
     handles: Mutex<HashMap<u64, Arc<OpenFile>>>,
     next_handle: AtomicU64,
+    complaints: Mutex<Complaints>,
 }
 
 /// An open file.
@@ -71,8 +73,6 @@ struct OpenFile {
     inode: Inode,
     database: Arc<Database>,
     ahead: ReadAhead,
-    /// What was logged last: a reader that tries again and again does not fill the log.
-    logged: Mutex<String>,
 }
 
 impl MountedView {
@@ -85,6 +85,7 @@ impl MountedView {
                 options,
                 handles: Mutex::default(),
                 next_handle: AtomicU64::new(1),
+                complaints: Mutex::default(),
             }),
         }
     }
@@ -148,7 +149,6 @@ impl Shared {
             inode,
             database,
             ahead: ReadAhead::default(),
-            logged: Mutex::default(),
         });
         locked(&self.handles).insert(handle, file);
         // Contents never change, so the kernel keeps its pages from one open to the next (a warm
@@ -184,6 +184,21 @@ impl Shared {
         }
     }
 
+    /// Logs a failure unless it was lately; `detail` is what differs from one try to the next.
+    fn complain(&self, failed: &str, detail: impl FnOnce() -> String) {
+        if locked(&self.complaints).is_news(failed, Instant::now()) {
+            tracing::error!("cannot {failed}{}", detail());
+        }
+    }
+
+    /// What the caller sees of an error about a name; damage is logged too.
+    fn name_errno(&self, error: &Error) -> Errno {
+        if error.kind() == ErrorKind::Corrupt {
+            self.complain(&format!("say what a name means: {error}"), String::new);
+        }
+        errno(error)
+    }
+
     fn reply_entry(&self, found: Result<Found>, reply: ReplyEntry) {
         match found {
             Ok(Found::Entry(entry)) => reply.entry_with_ttls(
@@ -203,28 +218,19 @@ impl Shared {
                 };
                 reply.entry(&ttl, &self.attr(&nothing), Generation(0));
             }
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(self.name_errno(&error)),
         }
     }
 }
 
 impl OpenFile {
-    /// Logs a failed read, unless it failed like this before.
-    fn log(&self, view: &View, offset: u64, error: &Error) {
-        let page = offset / u64::from(self.database.page_size().max(1)) + 1;
-        let cause = error.to_string();
-        let mut logged = locked(&self.logged);
-        if *logged != cause {
-            tracing::error!(
-                "cannot read page {page} of {}: {cause}",
-                view.describe(self.inode)
-            );
-            *logged = cause;
-        }
-    }
-
     async fn read(&self, offset: u64, length: usize, deadline: Duration) -> Result<Bytes> {
         within(deadline, self.database.read(offset, length, &self.ahead)).await
+    }
+
+    /// The number of the page at an offset.
+    fn page(&self, offset: u64) -> u64 {
+        offset / u64::from(self.database.page_size().max(1)) + 1
     }
 }
 
@@ -305,7 +311,7 @@ impl Filesystem for MountedView {
         self.guarded("getattr", || {
             match self.shared.view.attributes(Inode(ino.0)) {
                 Ok(attributes) => reply.attr(&attributes.ttl, &self.shared.attr(&attributes)),
-                Err(error) => reply.error(errno(&error)),
+                Err(error) => reply.error(self.shared.name_errno(&error)),
             }
         });
     }
@@ -316,9 +322,9 @@ impl Filesystem for MountedView {
             self.answer(
                 How::Fresh,
                 move |view, how| view.link_target(inode, how),
-                |_, target| match target {
+                |shared, target| match target {
                     Ok(target) => reply.data(target.as_bytes()),
-                    Err(error) => reply.error(errno(&error)),
+                    Err(error) => reply.error(shared.name_errno(&error)),
                 },
             );
         });
@@ -336,7 +342,8 @@ impl Filesystem for MountedView {
                 match opened {
                     Ok(database) => shared.opened(inode, database, reply),
                     Err(error) => {
-                        tracing::error!("cannot open {}: {error}", shared.view.describe(inode));
+                        let moment = shared.view.describe(inode);
+                        shared.complain(&format!("open {moment}: {error}"), String::new);
                         reply.error(errno(&error));
                     }
                 }
@@ -369,7 +376,10 @@ impl Filesystem for MountedView {
                 match file.read(offset, length, deadline).await {
                     Ok(bytes) => reply.data(&view::served(offset, bytes)),
                     Err(error) => {
-                        file.log(&shared.view, offset, &error);
+                        let moment = shared.view.describe(file.inode);
+                        shared.complain(&format!("read {moment}: {error}"), || {
+                            format!(", page {}", file.page(offset))
+                        });
                         // Whatever became of the page, the file is still there.
                         reply.error(Errno::EIO);
                     }
@@ -419,7 +429,7 @@ impl Filesystem for MountedView {
                         }
                         reply.ok();
                     }
-                    Err(error) => reply.error(errno(&error)),
+                    Err(error) => reply.error(shared.name_errno(&error)),
                 },
             );
         });
@@ -455,7 +465,7 @@ impl Filesystem for MountedView {
                         }
                         reply.ok();
                     }
-                    Err(error) => reply.error(errno(&error)),
+                    Err(error) => reply.error(shared.name_errno(&error)),
                 },
             );
         });

@@ -5,6 +5,7 @@
 //! the checks of the mount point to the unmounting. Contents never change under a reader: one
 //! restore point is one inode, and a name that moves on (`latest.db`) is a link.
 
+pub mod complaints;
 pub mod discover;
 pub mod follow;
 pub mod fuse;

@@ -42,8 +42,9 @@ const SIDECAR_TTL: Duration = Duration::from_secs(3600);
 /// Of names whose meaning changes only if history itself does: a late second writer, thinning.
 const SETTLED_TTL: Duration = Duration::from_secs(60);
 
-/// Of names that mean something else with the next commit.
-const MOVING_TTL: Duration = Duration::from_secs(1);
+/// Of names and attributes that mean something else with the next commit: this or the interval
+/// between two looks, whichever is less.
+const MOVING_TTL_MAX: Duration = Duration::from_secs(1);
 
 /// Of the attributes of a restore point, which never change.
 const MOMENT_TTL: Duration = Duration::from_secs(3600);
@@ -296,7 +297,7 @@ impl View {
             return Ok(Answer::Now(Found::Entry(entry)));
         }
         self.answer(Subject::Root, how, || {
-            Ok(known().map_or(Found::Nothing(MOVING_TTL), Found::Entry))
+            Ok(known().map_or(Found::Nothing(self.moving_ttl()), Found::Entry))
         })
     }
 
@@ -315,9 +316,9 @@ impl View {
                 Ok(match self.latest_attributes(member) {
                     Some(attributes) => Found::Entry(Entry {
                         attributes,
-                        ttl: MOVING_TTL,
+                        ttl: self.moving_ttl(),
                     }),
-                    None => Found::Nothing(MOVING_TTL),
+                    None => Found::Nothing(self.moving_ttl()),
                 })
             });
         }
@@ -328,11 +329,13 @@ impl View {
         };
         let subject = Subject::Database(member.clone());
         if !is_settled(moment, member.replica.newest()) {
-            return self.answer(subject, how, || self.resolve(member, moment, MOVING_TTL));
+            return self.answer(subject, how, || {
+                self.resolve(member, moment, self.moving_ttl())
+            });
         }
         // `5m-ago` needs no look, but means another moment soon.
         let ttl = match Moment::is_relative(words) {
-            true => MOVING_TTL,
+            true => self.moving_ttl(),
             false => SETTLED_TTL,
         };
         self.settled_answer(subject, how, || self.resolve(member, moment, ttl))
@@ -419,11 +422,15 @@ impl View {
 
     fn list_databases(&self) -> Listing {
         let root = self.root_attributes();
-        let mut lines = vec![dots(".", 1, root), dots("..", 2, root)];
+        let ttl = self.moving_ttl();
+        let mut lines = vec![
+            fixed_line(1, ".", root, ttl),
+            fixed_line(2, "..", root, ttl),
+        ];
         let databases = locked(&self.databases);
         lines.extend(databases.by_name.iter().map(|(name, member)| {
             let attributes = self.database_attributes(member);
-            fixed_line(name, attributes, SETTLED_TTL)
+            fixed_line(attributes.inode.0, name, attributes, SETTLED_TTL)
         }));
         // The order in which they were seen, so that a new one comes last.
         lines.sort_by_key(|line| line.place);
@@ -431,12 +438,13 @@ impl View {
     }
 
     fn list_moments(&self, member: &Member) -> Result<Listing> {
+        let ttl = self.moving_ttl();
         let mut lines = vec![
-            dots(".", 1, self.database_attributes(member)),
-            dots("..", 2, self.root_attributes()),
+            fixed_line(1, ".", self.database_attributes(member), ttl),
+            fixed_line(2, "..", self.root_attributes(), ttl),
         ];
         if let Some(attributes) = self.latest_attributes(member) {
-            lines.push(fixed_line(LATEST, attributes, MOVING_TTL));
+            lines.push(fixed_line(attributes.inode.0, LATEST, attributes, ttl));
         }
         let replica = &member.replica;
         let newest = replica.points(&PointsQuery {
@@ -576,6 +584,10 @@ impl View {
         }
     }
 
+    fn moving_ttl(&self) -> Duration {
+        self.options.refresh.min(MOVING_TTL_MAX)
+    }
+
     fn root_attributes(&self) -> Attributes {
         let databases = locked(&self.databases);
         let newest = databases
@@ -587,7 +599,7 @@ impl View {
             kind: Kind::Directory,
             size: 0,
             time: newest.map(|p| p.time).max().unwrap_or(self.started),
-            ttl: MOVING_TTL,
+            ttl: self.moving_ttl(),
         }
     }
 
@@ -597,7 +609,7 @@ impl View {
             kind: Kind::Directory,
             size: 0,
             time: member.replica.newest().map_or(self.started, |p| p.time),
-            ttl: MOVING_TTL,
+            ttl: self.moving_ttl(),
         }
     }
 
@@ -608,7 +620,7 @@ impl View {
             kind: Kind::Link,
             size: file_name(&newest).len() as u64,
             time: newest.time,
-            ttl: MOVING_TTL,
+            ttl: self.moving_ttl(),
         })
     }
 
@@ -673,20 +685,7 @@ fn is_settled(moment: Moment, newest: Option<RestorePoint>) -> bool {
     }
 }
 
-fn dots(name: &str, cookie: u64, attributes: Attributes) -> Line {
-    Line {
-        cookie,
-        name: name.to_owned(),
-        entry: Entry {
-            attributes,
-            ttl: MOVING_TTL,
-        },
-        place: PlaceInDirectory::Fixed(cookie),
-    }
-}
-
-fn fixed_line(name: &str, attributes: Attributes, ttl: Duration) -> Line {
-    let cookie = attributes.inode.0;
+fn fixed_line(cookie: u64, name: &str, attributes: Attributes, ttl: Duration) -> Line {
     Line {
         cookie,
         name: name.to_owned(),
