@@ -407,7 +407,11 @@ fn move_into_place(unfinished: Unfinished, path: &Path) -> Result<Put> {
             Ok(()) => return Ok(Put::Created),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(Put::Exists),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(folder).map_err(|e| failed("create", folder, e))?;
+                match fs::create_dir_all(folder) {
+                    // Removed again before its last part was made.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    made => made.map_err(|e| failed("create", folder, e))?,
+                }
             }
             Err(e) => return Err(failed("create", path, e)),
         }

@@ -44,7 +44,7 @@ impl MemoryStore {
         Arc::new(Self {
             objects: Arc::default(),
             clock,
-            location: "memory:".to_string(),
+            location: "memory".to_string(),
             folder: String::new(),
         })
     }

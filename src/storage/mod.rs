@@ -9,7 +9,9 @@ pub mod catalog;
 #[doc(hidden)]
 pub mod conformance;
 pub mod directory;
+pub mod fault;
 pub mod memory;
+pub mod retry;
 
 use crate::error::{Error, Result};
 use crate::format::ids::Timestamp;
@@ -37,6 +39,16 @@ pub enum Body {
     Bytes(Bytes),
     /// A file that is complete and fsynced; objects exceed memory.
     File(PathBuf),
+}
+
+impl Body {
+    /// Bytes; 0 for a file that is not there, whose put will say so.
+    pub async fn length(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File(path) => tokio::fs::metadata(path).await.map_or(0, |file| file.len()),
+        }
+    }
 }
 
 /// What came of a put.

@@ -31,13 +31,13 @@ fn another_tools_replica_is_refused_and_ours_and_an_empty_path_are_not() {
     check("README generations/00000001-9f3c2a7b/claim", Ok(()));
     check(
         "generations/00000001-9f3c2a7b/claim ltx/0/0000000000000001-0000000000000001.ltx",
-        Err("memory: holds objects of another tool, such as ltx/; \
+        Err("memory holds objects of another tool, such as ltx/; \
              give replicate an empty directory or prefix"),
     );
     check(
         "generations/0123456789abcdef/snapshots/00000000.snapshot.lz4",
         Err(
-            "memory: holds objects of another tool, such as generations/0123456789abcdef/; \
+            "memory holds objects of another tool, such as generations/0123456789abcdef/; \
              give replicate an empty directory or prefix",
         ),
     );

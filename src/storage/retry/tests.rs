@@ -1,0 +1,136 @@
+use super::*;
+use crate::storage::conformance::check_store;
+use crate::storage::fault::{Call, Fault, FaultStore, Verb, every, nth};
+use crate::storage::memory::MemoryStore;
+
+const AWAY: Fault = Fault::Refuse(ErrorKind::Unavailable);
+
+fn stores() -> (Arc<FaultStore>, Arc<RetryStore>) {
+    let faulty = FaultStore::new(MemoryStore::new());
+    let retrying = RetryStore::new(faulty.clone(), RetrySettings::default());
+    (faulty, retrying)
+}
+
+async fn put(store: &dyn Store, key: &str) -> Result<Put> {
+    store.put(key, Body::Bytes(Bytes::from_static(b"x"))).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_other_call_may_fail_and_the_contract_of_a_store_still_holds() {
+    check_store(|| {
+        let (faulty, retrying) = stores();
+        faulty.set_rule(|call| (call.number % 2 == 1).then_some(AWAY));
+        retrying
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_comes_back_in_time_was_never_away() {
+    let (faulty, store) = stores();
+    faulty.set_rule(|call: &Call| (call.number <= 3).then_some(AWAY));
+    assert_eq!(put(&*store, "a").await.unwrap(), Put::Created);
+    store.get_range("a", 0, 1).await.unwrap();
+    store.list("", None).await.unwrap();
+    store.list_folder("").await.unwrap();
+    store.delete(&["a".to_string()]).await.unwrap();
+    for verb in [
+        Verb::Put,
+        Verb::GetRange,
+        Verb::List,
+        Verb::ListFolder,
+        Verb::Delete,
+    ] {
+        assert_eq!(faulty.counts(verb).calls, 4, "{verb:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_attempt_cannot_mend_is_not_tried_again() {
+    for kind in [
+        ErrorKind::NotFound,
+        ErrorKind::Conflict,
+        ErrorKind::Disk,
+        ErrorKind::Corrupt,
+        ErrorKind::Invalid,
+    ] {
+        let (faulty, store) = stores();
+        faulty.set_rule(every(Fault::Refuse(kind)));
+        assert_eq!(put(&*store, "a").await.unwrap_err().kind(), kind);
+        assert_eq!(faulty.counts(Verb::Put).calls, 1, "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_whose_reply_was_lost_finds_its_object_there() {
+    let (faulty, store) = stores();
+    faulty.set_rule(nth(Verb::Put, 1, Fault::LoseReply));
+    assert_eq!(put(&*store, "a").await.unwrap(), Put::Exists);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_hangs_is_given_up_and_made_again() {
+    let (faulty, store) = stores();
+    faulty.set_rule(nth(Verb::Put, 1, Fault::Delay(Duration::from_secs(3600))));
+    let start = Instant::now();
+    assert_eq!(put(&*store, "a").await.unwrap(), Put::Created);
+    let elapsed = start.elapsed();
+    assert!(elapsed >= Duration::from_secs(10), "{elapsed:?}");
+    assert!(elapsed <= Duration::from_millis(10_101), "{elapsed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_ends_a_call_at_its_deadline() {
+    let (faulty, store) = stores();
+    faulty.set_rule(every(Fault::Delay(Duration::from_secs(3600))));
+    let start = Instant::now();
+    let error = put(&*store, "a").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(
+        error
+            .to_string()
+            .contains("put a in memory: no answer within"),
+        "{error}"
+    );
+    let elapsed = start.elapsed();
+    assert!(elapsed <= Duration::from_millis(30_001), "{elapsed:?}");
+    assert!(faulty.counts(Verb::Put).calls >= 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_stays_away_is_asked_less_and_less_and_then_no_more() {
+    let (faulty, store) = stores();
+    faulty.set_rule(every(AWAY));
+    let start = Instant::now();
+    let error = put(&*store, "a").await.unwrap_err();
+    let (calls, elapsed) = (faulty.counts(Verb::Put).calls, start.elapsed());
+    assert!(elapsed < Duration::from_secs(30), "{elapsed:?}");
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(
+        error
+            .to_string()
+            .starts_with(&format!("gave up after {calls} attempts")),
+        "{error}"
+    );
+    // Waits of at most 0.1, 0.2, 0.4, 0.8, 1.6, 3.2 and then 5 s; half of that on average.
+    assert!((11..60).contains(&calls), "{calls} attempts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_bytes_are_given_more_time() {
+    let (faulty, store) = stores();
+    let body = Body::Bytes(Bytes::from(vec![0; 60 * 256 * 1024]));
+    faulty.set_rule(every(Fault::Delay(Duration::from_secs(65))));
+    assert_eq!(store.put("a", body).await.unwrap(), Put::Created);
+    faulty.set_rule(every(Fault::Delay(Duration::from_secs(75))));
+    store.get_range("a", 0, 60 * 256 * 1024).await.unwrap_err();
+    store.get_range("a", 0, 1).await.unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_below_has_the_same_patience() {
+    let (faulty, store) = stores();
+    faulty.set_rule(nth(Verb::Put, 1, AWAY));
+    put(&*store.below("app"), "a").await.unwrap();
+    assert_eq!(store.list("", None).await.unwrap()[0].key, "app/a");
+}
