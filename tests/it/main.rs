@@ -5,10 +5,20 @@
 //! showed after each of their commits, `exact.rs` the comparison with every restore point. The
 //! other modules are stories; the README's promises stand above the tests that show them.
 
+mod checkpoint;
+mod crash;
+mod damage;
+mod demo;
+mod exact;
+mod listing;
+mod model;
 mod mount;
 mod oracle;
 mod program;
+mod replicate;
+mod restore;
 mod tidy;
+mod time_travel;
 mod world;
 mod writer;
 

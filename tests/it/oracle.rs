@@ -18,16 +18,16 @@ const LINE: usize = 80;
 
 /// The SHA-256 of a database's image.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ImageHash([u8; 32]);
+pub(crate) struct ImageHash([u8; 32]);
 
 impl ImageHash {
     /// The hash of an image.
-    pub fn of(image: &[u8]) -> Self {
+    pub(crate) fn of(image: &[u8]) -> Self {
         Self(Sha256::digest(image).into())
     }
 
     /// The hash of an image that comes in pieces.
-    pub fn of_pieces(pieces: impl Iterator<Item = Vec<u8>>) -> Self {
+    pub(crate) fn of_pieces(pieces: impl Iterator<Item = Vec<u8>>) -> Self {
         let mut hash = Sha256::new();
         pieces.for_each(|piece| hash.update(piece));
         Self(hash.finalize().into())
@@ -47,13 +47,13 @@ impl fmt::Debug for ImageHash {
 }
 
 /// A writer's hand on the ledger.
-pub struct Ledger {
+pub(crate) struct Ledger {
     file: File,
 }
 
 impl Ledger {
     /// Opens or creates it.
-    pub fn open(path: &Path) -> Self {
+    pub(crate) fn open(path: &Path) -> Self {
         let mut options = File::options();
         let file = options.read(true).append(true).create(true).open(path);
         Self {
@@ -63,7 +63,7 @@ impl Ledger {
 
     /// Notes that a commit begins, runs it, and notes what the database is then. No other writer
     /// commits in between.
-    pub fn commit<T>(&self, commit: impl FnOnce() -> T, image: impl Fn() -> Vec<u8>) -> T {
+    pub(crate) fn commit<T>(&self, commit: impl FnOnce() -> T, image: impl Fn() -> Vec<u8>) -> T {
         self.locked(|| {
             if self.last().is_some_and(|line| line.starts_with('B')) {
                 self.settle(&image);
@@ -76,7 +76,7 @@ impl Ledger {
     }
 
     /// Notes the image as it is, if it is another one than the last.
-    pub fn look(&self, image: impl Fn() -> Vec<u8>) {
+    pub(crate) fn look(&self, image: impl Fn() -> Vec<u8>) {
         self.locked(|| self.settle(&image));
     }
 
@@ -127,7 +127,7 @@ impl Ledger {
 }
 
 /// The images that SQLite showed, in order; no two in a row are equal.
-pub fn images(ledger: &Path) -> Vec<ImageHash> {
+pub(crate) fn images(ledger: &Path) -> Vec<ImageHash> {
     let text = std::fs::read_to_string(ledger).unwrap_or_default();
     let hash = |line: &str| {
         let digits = &line[2..66];

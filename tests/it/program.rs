@@ -10,14 +10,14 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 /// Longer than any step of a test takes, however slow the machine: what hangs fails with it.
-pub const LONG: Duration = Duration::from_secs(120);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
 
 /// Asks again and again until there is an answer.
 ///
 /// # Panics
 /// When there is none in time; `what` says what was waited for.
 #[track_caller]
-pub fn wait_for<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(answer) = ask() {
@@ -37,15 +37,15 @@ pub fn wait_for<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<
 /// # Panics
 /// When it does not in time.
 #[track_caller]
-pub fn wait_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     wait_for(limit, what, || holds().then_some(()));
 }
 
 /// What a program that ended has left: its exit code (128 + the signal that killed it) and words.
-pub struct Output {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Output {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
     shown: String,
 }
 
@@ -55,7 +55,7 @@ impl Output {
     /// # Panics
     /// Unless it succeeded.
     #[track_caller]
-    pub fn ok(self) -> String {
+    pub(crate) fn ok(self) -> String {
         assert!(self.code == 0, "{self}");
         self.stdout
     }
@@ -65,7 +65,7 @@ impl Output {
     /// # Panics
     /// Unless it did.
     #[track_caller]
-    pub fn fails(self, code: i32, words: &str) -> Self {
+    pub(crate) fn fails(self, code: i32, words: &str) -> Self {
         assert!(self.code == code, "expected exit code {code}: {self}");
         assert!(self.stderr.contains(words), "expected \"{words}\": {self}");
         self
@@ -89,7 +89,7 @@ impl std::fmt::Display for Output {
 /// # Panics
 /// If it cannot be started, or does not end in time.
 #[track_caller]
-pub fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let mut running = Running::start(command, folder.path());
     let code = running.wait_exit();
@@ -102,7 +102,7 @@ pub fn run(command: &mut Command) -> Output {
 }
 
 /// A program that runs beside the test.
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     shown: String,
     stdout: PathBuf,
@@ -116,7 +116,7 @@ impl Running {
     /// # Panics
     /// If it cannot be started.
     #[track_caller]
-    pub fn start(command: &mut Command, logs: &Path) -> Self {
+    pub(crate) fn start(command: &mut Command, logs: &Path) -> Self {
         let shown = shown(command);
         let name = Path::new(command.get_program()).file_name().unwrap();
         let (stdout, stderr) = free_logs(logs, &name.to_string_lossy());
@@ -149,32 +149,32 @@ impl Running {
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Its end of the pipe, if the command asked for one.
-    pub fn stdin(&mut self) -> Option<std::process::ChildStdin> {
+    pub(crate) fn stdin(&mut self) -> Option<std::process::ChildStdin> {
         self.child.stdin.take()
     }
 
     /// What it printed so far.
-    pub fn stdout(&self) -> String {
+    pub(crate) fn stdout(&self) -> String {
         text(&self.stdout)
     }
 
     /// What it said so far: log and errors.
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         text(&self.stderr)
     }
 
     /// True until it ended.
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.exit_code().is_none()
     }
 
     /// Its exit code, or 128 plus the signal that killed it, once it ended.
-    pub fn exit_code(&mut self) -> Option<i32> {
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().unwrap().map(code);
         }
@@ -182,7 +182,7 @@ impl Running {
     }
 
     /// Sends it a signal; nothing if it ended already.
-    pub fn signal(&mut self, signal: i32) {
+    pub(crate) fn signal(&mut self, signal: i32) {
         if self.is_running() {
             // SAFETY: kill takes two numbers. The process was not waited for, so its id is its own.
             assert_eq!(unsafe { libc::kill(self.pid().cast_signed(), signal) }, 0);
@@ -194,21 +194,21 @@ impl Running {
     /// # Panics
     /// If it does not end in time.
     #[track_caller]
-    pub fn wait_exit(&mut self) -> i32 {
+    pub(crate) fn wait_exit(&mut self) -> i32 {
         let shown = format!("the end of `{}`", self.shown);
         wait_for(LONG, &shown, || self.exit_code())
     }
 
     /// Asks it to end (SIGTERM) and waits; the exit code.
     #[track_caller]
-    pub fn term(&mut self) -> i32 {
+    pub(crate) fn term(&mut self) -> i32 {
         self.signal(libc::SIGTERM);
         self.wait_exit()
     }
 
     /// Kills it (SIGKILL) and waits.
     #[track_caller]
-    pub fn kill9(&mut self) {
+    pub(crate) fn kill9(&mut self) {
         self.signal(libc::SIGKILL);
         self.wait_exit();
     }
@@ -218,7 +218,7 @@ impl Running {
     /// # Panics
     /// If it does not in time, or ends before.
     #[track_caller]
-    pub fn wait_says(&mut self, words: &str) {
+    pub(crate) fn wait_says(&mut self, words: &str) {
         let what = format!("`{}` to say \"{words}\"", self.shown);
         wait_until(LONG, &what, || {
             let alive = self.is_running();

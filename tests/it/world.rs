@@ -4,8 +4,9 @@
 use crate::program::{LONG, Output, Running, run, wait_until};
 use serde_json::Value;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
@@ -23,7 +24,7 @@ enum Turn {
 }
 
 /// The world of one story. Its programs run in its folder, so paths in commands are relative.
-pub struct World {
+pub(crate) struct World {
     folder: TempDir,
     // Dropped after the folder: the next story begins when this one has cleaned up.
     _turn: Turn,
@@ -31,17 +32,17 @@ pub struct World {
 
 /// A restore point as `sqlrepl points --json` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Point {
-    pub generation: String,
-    pub txid: String,
-    pub time: String,
-    pub pages: u64,
-    pub size: u64,
+pub(crate) struct Point {
+    pub(crate) generation: String,
+    pub(crate) txid: String,
+    pub(crate) time: String,
+    pub(crate) pages: u64,
+    pub(crate) size: u64,
 }
 
 impl World {
     /// A world that shares the machine with other stories.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // A story that failed while it was alone leaves nothing behind that others would see.
         let guard = MACHINE
             .read()
@@ -50,7 +51,7 @@ impl World {
     }
 
     /// A world that has the machine for itself, to measure time.
-    pub fn alone() -> Self {
+    pub(crate) fn alone() -> Self {
         let guard = MACHINE
             .write()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -70,12 +71,12 @@ impl World {
     }
 
     /// A path in this world.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Where the programs' output goes.
-    pub fn logs(&self) -> PathBuf {
+    pub(crate) fn logs(&self) -> PathBuf {
         self.path("logs")
     }
 
@@ -95,32 +96,49 @@ impl World {
 
     /// Runs `sqlrepl` with arguments that hold no spaces themselves.
     #[track_caller]
-    pub fn sqlrepl(&self, arguments: &str) -> Output {
+    pub(crate) fn sqlrepl(&self, arguments: &str) -> Output {
         run(&mut self.ours(arguments))
+    }
+
+    /// Starts `sqlrepl` and waits for nothing.
+    #[track_caller]
+    pub(crate) fn start(&self, arguments: &str) -> Running {
+        Running::start(&mut self.ours(arguments), &self.logs())
     }
 
     /// Runs any other program.
     #[track_caller]
-    pub fn run(&self, program: &str, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Output {
         run(&mut self.command(program, arguments))
     }
 
     /// Runs SQL in the real `sqlite3`; what it printed, without the last line end.
     #[track_caller]
-    pub fn sql(&self, database: &str, sql: &str) -> String {
+    pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
         self.try_sql(database, sql).ok().trim_end().to_owned()
     }
 
     /// Runs SQL that may fail in the real `sqlite3`.
     #[track_caller]
-    pub fn try_sql(&self, database: &str, sql: &str) -> Output {
+    pub(crate) fn try_sql(&self, database: &str, sql: &str) -> Output {
         let arguments = ["-batch", "-bail", "-cmd", ".timeout 10000", database, sql];
         self.run("sqlite3", &arguments)
     }
 
+    /// Starts a `sqlite3` that runs SQL and then keeps its connection until it is dropped.
+    #[track_caller]
+    pub(crate) fn keep_open(&self, database: &str, sql: &str) -> Session {
+        let mut command = self.command("sqlite3", &["-batch", "-bail", database]);
+        let mut program = Running::start(command.stdin(Stdio::piped()), &self.logs());
+        let mut stdin = program.stdin().expect("the command asked for a pipe");
+        writeln!(stdin, "{sql}; SELECT 'done';").unwrap();
+        program.wait_says("done");
+        Session { program, stdin }
+    }
+
     /// Makes `app.db`: in WAL mode, with a table `t(id, v)` of 100 rows.
     #[track_caller]
-    pub fn sample(&self) {
+    pub(crate) fn sample(&self) {
         self.sql(
             "app.db",
             "PRAGMA journal_mode=WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v);
@@ -129,9 +147,18 @@ impl World {
         );
     }
 
+    /// Compiles the library that makes chosen syncs of a `-wal` go wrong.
+    #[track_caller]
+    pub(crate) fn fault_library(&self) -> PathBuf {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/eio.c");
+        self.run("cc", &["-O1", "-shared", "-fPIC", "-o", "eio.so", source])
+            .ok();
+        self.path("eio.so")
+    }
+
     /// Starts `sqlrepl replicate` with these arguments and waits for nothing.
     #[track_caller]
-    pub fn replicate(&self, arguments: &str) -> Running {
+    pub(crate) fn replicate(&self, arguments: &str) -> Running {
         Running::start(
             &mut self.ours(&format!("replicate {arguments}")),
             &self.logs(),
@@ -140,13 +167,13 @@ impl World {
 
     /// Starts the daemon on `app.db` and `replicas/app`, and waits until a restore point is there.
     #[track_caller]
-    pub fn daemon(&self) -> Running {
+    pub(crate) fn daemon(&self) -> Running {
         self.daemon_with("")
     }
 
     /// The same with more options.
     #[track_caller]
-    pub fn daemon_with(&self, options: &str) -> Running {
+    pub(crate) fn daemon_with(&self, options: &str) -> Running {
         let options = format!("app.db replicas/app --sync-interval 50ms {options}");
         let mut daemon = self.replicate(&options);
         self.await_sync(&mut daemon);
@@ -155,7 +182,7 @@ impl World {
 
     /// Waits until all that is committed is durable, from a daemon that may just be starting.
     #[track_caller]
-    pub fn await_sync(&self, daemon: &mut Running) {
+    pub(crate) fn await_sync(&self, daemon: &mut Running) {
         wait_until(LONG, "the first sync", || {
             assert!(daemon.is_running(), "the daemon ended");
             self.sqlrepl("sync app.db --timeout 30s").code == 0
@@ -164,16 +191,16 @@ impl World {
 
     /// `sqlrepl sync`, which must succeed.
     #[track_caller]
-    pub fn sync(&self) {
+    pub(crate) fn sync(&self) {
         self.sqlrepl("sync app.db --timeout 60s").ok();
     }
 
     /// Mounts `replicas` at `mnt` and waits for the line that says so.
     #[track_caller]
-    pub fn mount(&self) -> Mount {
+    pub(crate) fn mount(&self) -> Mount {
         let at = self.path("mnt");
         fs::create_dir_all(&at).unwrap();
-        let program = Running::start(&mut self.ours("mount replicas mnt"), &self.logs());
+        let program = self.start("mount replicas mnt");
         // The guard stands before anything can fail.
         let mut mount = Mount { program, at };
         wait_until(LONG, "the line that says that the mount is ready", || {
@@ -185,14 +212,14 @@ impl World {
 
     /// Restores `replicas/app` to a new file, with more options.
     #[track_caller]
-    pub fn restore(&self, to: &str, options: &str) {
+    pub(crate) fn restore(&self, to: &str, options: &str) {
         self.sqlrepl(&format!("restore -o {to} replicas/app {options}"))
             .ok();
     }
 
     /// What a listing command prints with `--json`.
     #[track_caller]
-    pub fn json(&self, arguments: &str) -> Vec<Value> {
+    pub(crate) fn json(&self, arguments: &str) -> Vec<Value> {
         let printed = self.sqlrepl(&format!("{arguments} --json")).ok();
         match serde_json::from_str(&printed) {
             Ok(Value::Array(entries)) => entries,
@@ -202,20 +229,20 @@ impl World {
 
     /// All restore points of `replicas/app`, oldest first.
     #[track_caller]
-    pub fn points(&self) -> Vec<Point> {
+    pub(crate) fn points(&self) -> Vec<Point> {
         self.points_of("replicas/app")
     }
 
     /// All restore points of a replica, oldest first.
     #[track_caller]
-    pub fn points_of(&self, replica: &str) -> Vec<Point> {
+    pub(crate) fn points_of(&self, replica: &str) -> Vec<Point> {
         let entries = self.json(&format!("points {replica}"));
         entries.iter().map(Point::new).collect()
     }
 
     /// The names of the generations of `replicas/app`, oldest first.
     #[track_caller]
-    pub fn generations(&self) -> Vec<String> {
+    pub(crate) fn generations(&self) -> Vec<String> {
         let entries = self.json("generations replicas/app");
         entries
             .iter()
@@ -224,7 +251,7 @@ impl World {
     }
 
     /// All objects below a replica: their paths relative to it, ascending, and sizes.
-    pub fn objects(&self, replica: &str) -> Vec<(String, u64)> {
+    pub(crate) fn objects(&self, replica: &str) -> Vec<(String, u64)> {
         let root = self.path(replica);
         let mut objects = Vec::new();
         walk(&root.join("generations"), &mut |path| {
@@ -238,7 +265,7 @@ impl World {
     /// Waits until the daemon rests: the `-wal` is empty, and the database file is old enough for
     /// the daemon to have noted how it looks.
     #[track_caller]
-    pub fn await_rest(&self) {
+    pub(crate) fn await_rest(&self) {
         wait_until(LONG, "the daemon to rest", || {
             let length = fs::metadata(self.path("app.db-wal")).map_or(0, |wal| wal.len());
             let written = fs::metadata(self.path("app.db"))
@@ -278,7 +305,7 @@ fn text(entry: &Value, field: &str) -> String {
 }
 
 /// Calls back with every file below a folder.
-pub fn walk(folder: &Path, found: &mut dyn FnMut(&Path)) {
+pub(crate) fn walk(folder: &Path, found: &mut dyn FnMut(&Path)) {
     for entry in fs::read_dir(folder).into_iter().flatten() {
         let entry = entry.unwrap();
         if entry.file_type().unwrap().is_dir() {
@@ -289,15 +316,31 @@ pub fn walk(folder: &Path, found: &mut dyn FnMut(&Path)) {
     }
 }
 
+/// A `sqlite3` that stays connected.
+pub(crate) struct Session {
+    program: Running,
+    stdin: ChildStdin,
+}
+
+impl Session {
+    /// Runs more SQL and ends; the connection is closed when this returns.
+    #[track_caller]
+    pub(crate) fn end(mut self, sql: &str) {
+        writeln!(self.stdin, "{sql};").unwrap();
+        drop(self.stdin);
+        assert_eq!(self.program.wait_exit(), 0, "{sql}");
+    }
+}
+
 /// A running `sqlrepl mount`; unmounted when dropped, whatever became of the program.
-pub struct Mount {
-    pub program: Running,
+pub(crate) struct Mount {
+    pub(crate) program: Running,
     at: PathBuf,
 }
 
 impl Mount {
     /// True while something is mounted there.
-    pub fn is_mounted(&self) -> bool {
+    pub(crate) fn is_mounted(&self) -> bool {
         let at = self.at.to_str().unwrap();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         mounts
@@ -307,13 +350,13 @@ impl Mount {
 
     /// Ends it as Ctrl-C would; the exit code.
     #[track_caller]
-    pub fn interrupt(&mut self) -> i32 {
+    pub(crate) fn interrupt(&mut self) -> i32 {
         self.program.signal(libc::SIGINT);
         self.program.wait_exit()
     }
 
     /// The names that `ls` shows in a folder of the mount.
-    pub fn names(&self, folder: &str) -> Vec<String> {
+    pub(crate) fn names(&self, folder: &str) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.at.join(folder))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())

@@ -23,24 +23,24 @@ const ROLE: &str = "SQLREPL_TEST_WRITER";
 
 /// What a writer is told when it starts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// The database file.
-    pub database: PathBuf,
+    pub(crate) database: PathBuf,
     /// Where to note what SQLite shows; none: nowhere, which is faster.
-    pub ledger: Option<PathBuf>,
+    pub(crate) ledger: Option<PathBuf>,
     /// `PRAGMA synchronous`.
-    pub synchronous: String,
+    pub(crate) synchronous: String,
     /// Where its random choices start.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Which syncs of the `-wal` go wrong: `12:eio,40:kill` (see `eio.c`).
-    pub faults: String,
+    pub(crate) faults: String,
     /// The library that makes them go wrong.
-    pub library: Option<PathBuf>,
+    pub(crate) library: Option<PathBuf>,
 }
 
 impl Setup {
     /// A writer of `app.db` in this folder, with a ledger.
-    pub fn new(folder: &Path) -> Self {
+    pub(crate) fn new(folder: &Path) -> Self {
         Self {
             database: folder.join("app.db"),
             ledger: Some(folder.join("ledger")),
@@ -53,8 +53,8 @@ impl Setup {
 }
 
 /// A writer in a process of its own.
-pub struct Writer {
-    pub program: Running,
+pub(crate) struct Writer {
+    pub(crate) program: Running,
     stdin: ChildStdin,
     asked: usize,
     answered: usize,
@@ -63,7 +63,7 @@ pub struct Writer {
 impl Writer {
     /// Starts this binary as a writer.
     #[track_caller]
-    pub fn rust(setup: &Setup, logs: &Path) -> Self {
+    pub(crate) fn rust(setup: &Setup, logs: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
             .args(["writer::process", "--exact", "--ignored", "--nocapture"])
@@ -73,7 +73,7 @@ impl Writer {
 
     /// Starts Debian's Python as a writer.
     #[track_caller]
-    pub fn python(setup: &Setup, logs: &Path) -> Self {
+    pub(crate) fn python(setup: &Setup, logs: &Path) -> Self {
         let mut command = Command::new("/usr/bin/python3");
         command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/writer.py"));
         command.arg(serde_json::to_string(setup).unwrap());
@@ -97,14 +97,14 @@ impl Writer {
     }
 
     /// Sends a command and waits for nothing. A writer that was killed does not hear it.
-    pub fn send(&mut self, command: &str) {
+    pub(crate) fn send(&mut self, command: &str) {
         self.asked += 1;
         // A broken pipe shows as soon as somebody waits for the answer.
         writeln!(self.stdin, "{command}").ok();
     }
 
     /// True while the last command is not answered and the writer lives.
-    pub fn is_busy(&mut self) -> bool {
+    pub(crate) fn is_busy(&mut self) -> bool {
         self.program.is_running() && self.answers().len() < self.asked
     }
 
@@ -113,7 +113,7 @@ impl Writer {
     /// # Panics
     /// If the writer ends instead.
     #[track_caller]
-    pub fn answer(&mut self) -> Value {
+    pub(crate) fn answer(&mut self) -> Value {
         let answer = wait_for(LONG, "a writer's answer", || {
             let alive = self.program.is_running();
             let answer = self.answers().get(self.answered).cloned();
@@ -126,7 +126,7 @@ impl Writer {
 
     /// Sends a command and waits for its answer.
     #[track_caller]
-    pub fn ask(&mut self, command: &str) -> Value {
+    pub(crate) fn ask(&mut self, command: &str) -> Value {
         self.send(command);
         self.answer()
     }
@@ -141,11 +141,11 @@ impl Writer {
 }
 
 /// Seeded random numbers (splitmix64).
-pub struct Dice(pub u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
     /// A number below `sides`.
-    pub fn roll(&mut self, sides: u64) -> u64 {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -154,19 +154,19 @@ impl Dice {
     }
 
     /// True once in so many times.
-    pub fn once_in(&mut self, times: u64) -> bool {
+    pub(crate) fn once_in(&mut self, times: u64) -> bool {
         self.roll(times) == 0
     }
 
     /// One of several.
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         let sides = u64::try_from(from.len()).unwrap();
         from[usize::try_from(self.roll(sides)).unwrap()]
     }
 }
 
 /// Becomes a writer if that is what this process was started for, and then never returns.
-pub fn become_writer() {
+pub(crate) fn become_writer() {
     let Ok(setup) = std::env::var(ROLE) else {
         return;
     };

@@ -1,0 +1,184 @@
+//! Every restore point of a replica against what SQLite showed, through the library: as fast as
+//! reading can be, and the same code as `restore` and the mount.
+
+use crate::oracle::{ImageHash, images};
+use crate::writer::Dice;
+use sqlrepl::format::ids::{GenerationId, RestorePoint};
+use sqlrepl::materialize::cache::BlockCache;
+use sqlrepl::materialize::pages::ReadAhead;
+use sqlrepl::materialize::replica::{PointsQuery, Replica};
+use sqlrepl::storage::directory::DirectoryStore;
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::runtime::Runtime;
+
+/// What a comparison found: for each generation, which images of the ledger its restore points are.
+#[derive(Debug, Default)]
+pub(crate) struct Exact {
+    pub(crate) points: usize,
+    pub(crate) ranges: Vec<RangeInclusive<usize>>,
+}
+
+impl Exact {
+    /// # Panics
+    /// If this image of the ledger, which was called durable, is no restore point.
+    #[track_caller]
+    pub(crate) fn has(&self, image: usize) {
+        let has = self.ranges.iter().any(|range| range.contains(&image));
+        assert!(
+            has,
+            "image {image} was durable, and is lost: {:?}",
+            self.ranges
+        );
+    }
+}
+
+/// A replica, read through the library.
+struct Reader {
+    runtime: Runtime,
+    replica: Arc<Replica>,
+}
+
+impl Reader {
+    fn new(path: &Path) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
+        let store = DirectoryStore::open(path).unwrap();
+        let replica = Replica::new(store, Arc::new(BlockCache::new(64 << 20)));
+        runtime.block_on(replica.refresh()).unwrap();
+        Self { runtime, replica }
+    }
+
+    /// The restore points of each generation, ascending.
+    fn generations(&self) -> Vec<Vec<RestorePoint>> {
+        let mut generations: Vec<(GenerationId, Vec<RestorePoint>)> = Vec::new();
+        for point in self.replica.points(&PointsQuery::default()) {
+            match generations.last_mut() {
+                Some((last, points)) if *last == point.generation => points.push(point),
+                _ => generations.push((point.generation, vec![point])),
+            }
+        }
+        generations.into_iter().map(|(_, points)| points).collect()
+    }
+
+    fn hash(&self, point: &RestorePoint) -> ImageHash {
+        self.runtime.block_on(async {
+            let database = self.replica.open(point).await.unwrap();
+            let size = database.size();
+            assert_eq!(
+                size,
+                u64::from(point.pages) * u64::from(database.page_size()),
+                "{point:?}"
+            );
+            let ahead = ReadAhead::default();
+            let mut pieces = Vec::new();
+            let mut offset = 0;
+            while offset < size {
+                let piece = database.read(offset, 1 << 20, &ahead).await.unwrap();
+                assert!(!piece.is_empty(), "{point:?} ends at {offset} of {size}");
+                offset += piece.len() as u64;
+                pieces.push(piece.to_vec());
+            }
+            ImageHash::of_pieces(pieces.into_iter())
+        })
+    }
+}
+
+/// Checks that every restore point is an image that SQLite showed, in order, and that none is
+/// missing between two of one generation.
+#[track_caller]
+pub(crate) fn check_all(replica: &Path, ledger: &Path) -> Exact {
+    let reader = Reader::new(replica);
+    let shown = images(ledger);
+    let mut exact = Exact::default();
+    for points in reader.generations() {
+        check_names(&points);
+        let mut seen: Vec<ImageHash> = Vec::new();
+        for point in &points {
+            let hash = reader.hash(point);
+            assert!(shown.contains(&hash), "SQLite never showed {point:?}");
+            // A transaction may write pages and change nothing.
+            if seen.last() != Some(&hash) {
+                seen.push(hash);
+            }
+        }
+        let earliest = exact.ranges.last().map_or(0, |range| *range.end());
+        let starts = earliest..(shown.len() + 1).saturating_sub(seen.len());
+        let start = { starts }.find(|start| shown[*start..].starts_with(&seen));
+        let Some(start) = start else {
+            let at = |hash| shown.iter().position(|other| other == hash);
+            let order: Vec<_> = seen.iter().map(at).collect();
+            panic!(
+                "from {:?} on not in the order of SQLite: {order:?}",
+                points[0]
+            );
+        };
+        exact.ranges.push(start..=start + seen.len() - 1);
+        exact.points += points.len();
+    }
+    exact
+}
+
+/// The same for a writer that is faster than every restore point could be read: checks the first
+/// and the last of each generation and `count` others, each commit being one more image.
+#[track_caller]
+pub(crate) fn check_some(replica: &Path, ledger: &Path, count: u64, dice: &mut Dice) -> Exact {
+    let reader = Reader::new(replica);
+    let shown = images(ledger);
+    let places: HashMap<_, _> = shown
+        .iter()
+        .enumerate()
+        .map(|(n, hash)| (*hash, n))
+        .collect();
+    assert_eq!(
+        places.len(),
+        shown.len(),
+        "the writer showed an image twice"
+    );
+    let generations = reader.generations();
+    let total: usize = generations.iter().map(Vec::len).sum();
+    let mut exact = Exact::default();
+    for points in generations {
+        check_names(&points);
+        let place = |point: &RestorePoint| match places.get(&reader.hash(point)) {
+            Some(place) => *place,
+            None => panic!("SQLite never showed {point:?}"),
+        };
+        let first = place(&points[0]);
+        let share = count * points.len() as u64 / total as u64;
+        let mut chosen: Vec<usize> = vec![points.len() - 1];
+        let some = (0..share).map(|_| usize::try_from(dice.roll(points.len() as u64)).unwrap());
+        chosen.extend(some);
+        for n in chosen {
+            assert_eq!(
+                place(&points[n]),
+                first + n,
+                "{:?}, number {n} of its kind",
+                points[n]
+            );
+        }
+        let earliest = exact.ranges.last().map_or(0, |range| *range.end());
+        assert!(
+            first >= earliest,
+            "{:?} goes back behind the generation before it",
+            points[0]
+        );
+        exact.ranges.push(first..=first + points.len() - 1);
+        exact.points += points.len();
+    }
+    exact
+}
+
+/// Checks that txids have no gaps and times go up.
+#[track_caller]
+fn check_names(points: &[RestorePoint]) {
+    for pair in points.windows(2) {
+        assert_eq!(pair[0].txid.next(), pair[1].txid, "a txid is missing");
+        assert!(
+            pair[0].time < pair[1].time,
+            "the time stands still: {pair:?}"
+        );
+    }
+}

@@ -1,0 +1,219 @@
+//! The model test: random transactions of several applications, checkpoints, kills of both sides
+//! and failing syncs, against SQLite's own image of every commit.
+
+use crate::exact::check_all;
+use crate::oracle::images;
+use crate::program::{LONG, Running, wait_until};
+use crate::world::World;
+use crate::writer::{Dice, Setup, Writer};
+use crate::{seed, soak};
+use std::path::PathBuf;
+
+/// Transactions that each command to a writer asks for.
+const PIECE: u64 = 20;
+
+/// README: "Every commit that the daemon saw is a restore point, and restores byte for byte."
+/// README: "A commit that SQLite did not complete, because the application was killed or the disk
+/// failed in the middle of it, is in no restore point."
+#[test]
+fn every_restore_point_is_what_sqlite_showed_and_no_commit_is_missing() {
+    let seed = seed();
+    let lives = 10 * soak();
+    let totals = std::thread::scope(|scope| {
+        let halves = [0, 1].map(|half| {
+            scope.spawn(move || -> (usize, usize) {
+                let seeds = (half..lives).step_by(2).map(|n| seed.wrapping_add(n));
+                let lives = seeds.map(|seed| Life::new(seed).live());
+                lives.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+            })
+        });
+        halves.map(|half| {
+            half.join()
+                .expect("a life failed; its message stands above")
+        })
+    });
+    let (commits, points) = (totals[0].0 + totals[1].0, totals[0].1 + totals[1].1);
+    println!("{commits} commits, {points} restore points");
+    assert!(commits >= 2_000, "only {commits} commits");
+    assert!(
+        points >= commits / 4,
+        "only {points} restore points of {commits} commits"
+    );
+}
+
+/// One database with its applications, its daemon and their troubles.
+struct Life {
+    world: World,
+    dice: Dice,
+    seed: u64,
+    library: PathBuf,
+    writers: Vec<(Writer, Kind)>,
+    /// Images of the ledger that a `sync` called durable.
+    durable: Vec<usize>,
+    /// Pieces of work that no writer was asked for yet.
+    pieces: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Rust,
+    Python,
+}
+
+impl Life {
+    fn new(seed: u64) -> Self {
+        println!("life with SQLREPL_SEED={seed}");
+        let world = World::new();
+        let mut dice = Dice(seed);
+        let page_size = dice.pick(&[512, 1024, 4096, 4096, 8192, 65536]);
+        let auto_vacuum = dice.roll(3);
+        let table = "(id INTEGER PRIMARY KEY, a, b)";
+        world.sql(
+            "app.db",
+            &format!(
+                "PRAGMA page_size = {page_size}; PRAGMA auto_vacuum = {auto_vacuum};
+                 PRAGMA journal_mode = WAL; CREATE TABLE tick(n); INSERT INTO tick VALUES(0);
+                 CREATE TABLE t0{table}; CREATE TABLE t1{table}; CREATE TABLE t2{table};
+                 CREATE INDEX i1 ON t1(a); CREATE INDEX i2 ON t2(a, b);"
+            ),
+        );
+        let library = world.fault_library();
+        Self {
+            world,
+            dice,
+            seed,
+            library,
+            writers: Vec::new(),
+            durable: Vec::new(),
+            pieces: 15,
+        }
+    }
+
+    /// Lives; the number of commits and of restore points.
+    fn live(mut self) -> (usize, usize) {
+        let mut daemon = self.world.daemon();
+        for kind in [Kind::Rust, Kind::Python, Kind::Rust] {
+            let writer = self.writer(kind);
+            self.writers.push((writer, kind));
+        }
+        while self.work_goes_on() {
+            self.trouble(&mut daemon);
+            let lines = self.dice.roll(80);
+            self.await_lines(lines);
+        }
+        // What a writer left half done when it was killed is looked at by the next one.
+        drop(self.writer(Kind::Rust).ask("random 1"));
+        self.sync(&mut daemon);
+        assert_eq!(daemon.term(), 0);
+        self.judge()
+    }
+
+    fn judge(&self) -> (usize, usize) {
+        let ledger = self.world.path("ledger");
+        let exact = check_all(&self.world.path("replicas/app"), &ledger);
+        for image in &self.durable {
+            exact.has(*image);
+        }
+        let listed = self.world.points();
+        assert_eq!(
+            listed.len(),
+            exact.points,
+            "`points` lists what the library opens"
+        );
+        // The same through the command, for some.
+        for n in 0..3 {
+            let at = usize::try_from(self.dice_free(n) % listed.len() as u64).unwrap();
+            let point = &listed[at];
+            let (to, txid, generation) = (format!("restored.{n}"), &point.txid, &point.generation);
+            let options = format!("--txid {txid} --generation {generation}");
+            self.world.restore(&to, &options);
+            let image = std::fs::read(self.world.path(&to)).unwrap();
+            let hash = crate::oracle::ImageHash::of(&image);
+            assert!(images(&ledger).contains(&hash), "restored {point:?}");
+        }
+        (images(&ledger).len(), exact.points)
+    }
+
+    fn dice_free(&self, n: u64) -> u64 {
+        Dice(self.seed ^ n).roll(u64::MAX)
+    }
+
+    fn writer(&mut self, kind: Kind) -> Writer {
+        let mut setup = Setup::new(&self.world.path(""));
+        setup.seed = self.dice.roll(u64::MAX) >> 1;
+        setup.synchronous = self.dice.pick(&["NORMAL", "FULL", "FULL"]).into();
+        let first = self.dice.roll(60) + 5;
+        let second = first + self.dice.roll(60) + 1;
+        let last = second + self.dice.roll(100) + 1;
+        setup.faults = format!("{first}:eio,{second}:eio,{last}:kill");
+        setup.library = Some(self.library.clone());
+        match kind {
+            Kind::Rust => Writer::rust(&setup, &self.world.logs()),
+            Kind::Python => Writer::python(&setup, &self.world.logs()),
+        }
+    }
+
+    /// Gives idle writers something to do and replaces dead ones. False when all is done.
+    fn work_goes_on(&mut self) -> bool {
+        for n in 0..self.writers.len() {
+            let (writer, kind) = &mut self.writers[n];
+            if writer.is_busy() {
+                continue;
+            }
+            let kind = *kind;
+            if !self.writers[n].0.program.is_running() {
+                self.writers[n].0 = self.writer(kind);
+            }
+            if self.pieces > 0 {
+                self.pieces -= 1;
+                self.writers[n].0.send(&format!("random {PIECE}"));
+            }
+        }
+        self.writers.iter_mut().any(|(writer, _)| writer.is_busy())
+    }
+
+    fn trouble(&mut self, daemon: &mut Running) {
+        match self.dice.roll(10) {
+            0..4 => self.sync(daemon),
+            4 | 5 => {
+                assert_eq!(daemon.term(), 0, "a daemon that was asked to end");
+                self.restart(daemon);
+            }
+            6 | 7 => {
+                daemon.kill9();
+                self.restart(daemon);
+            }
+            8 => {
+                let victim = usize::try_from(self.dice.roll(3)).unwrap();
+                self.writers[victim].0.program.kill9();
+            }
+            _ => {}
+        }
+    }
+
+    fn restart(&mut self, daemon: &mut Running) {
+        let lines = self.dice.roll(60);
+        self.await_lines(lines);
+        *daemon = self
+            .world
+            .replicate("app.db replicas/app --sync-interval 50ms");
+    }
+
+    fn sync(&mut self, daemon: &mut Running) {
+        let shown = images(&self.world.path("ledger")).len();
+        self.world.await_sync(daemon);
+        if let Some(image) = shown.checked_sub(1) {
+            self.durable.push(image);
+        }
+    }
+
+    /// Waits until the ledger has so many more lines, or nobody writes.
+    fn await_lines(&mut self, more: u64) {
+        let ledger = self.world.path("ledger");
+        let size = || std::fs::metadata(&ledger).map_or(0, |file| file.len());
+        let enough = size() + more * 80;
+        wait_until(LONG, "the writers", || {
+            size() >= enough || !self.writers.iter_mut().any(|(writer, _)| writer.is_busy())
+        });
+    }
+}
