@@ -32,7 +32,7 @@ soak: needs
 	SQLREPL_SOAK=$(SOAK) cargo test --locked --test it -- --test-threads $(STORIES)
 
 bench: needs
-	cargo bench --locked --bench bench
+	cargo test --locked --release --test it bench::table -- --exact --ignored --nocapture
 
 install: build-needs
 	cargo build --locked --release

@@ -1,4 +1,5 @@
-//! `sqlrepl replicate` and `sqlrepl sync`: what a user's database goes through, and what comes of it.
+//! `sqlrepl replicate` and `sqlrepl sync`: what a user's database goes through, and what comes
+//! of it.
 
 use crate::program::{LONG, wait_until};
 use crate::world::World;
@@ -400,6 +401,27 @@ fn what_was_captured_and_not_stored_is_stored_after_the_next_start() {
     world.daemon();
     assert_eq!(world.points().len(), stored + 1);
     assert_eq!(world.generations().len(), 1);
+}
+
+#[test]
+fn a_transaction_that_the_budget_has_no_room_for_ends_the_generation_with_a_sentence() {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.daemon_with("--max-spool-size 4MiB");
+    world.sql(
+        "app.db",
+        "INSERT INTO t SELECT id + 1000, randomblob(200000) FROM t",
+    );
+    daemon.wait_says("max-spool-size");
+    world.await_sync(&mut daemon);
+    assert_eq!(world.generations().len(), 2);
+    world.sql("app.db", "UPDATE t SET v = 'after' WHERE id = 1");
+    world.sync();
+    world.restore("out.db", "");
+    let query = "SELECT count(*), min(v) FROM t WHERE id < 1000 AND v = 'after'";
+    assert_eq!(world.sql("out.db", query), "1|after");
+    assert_eq!(world.sql("out.db", "SELECT count(*) FROM t"), "200");
+    assert_eq!(daemon.term(), 0);
 }
 
 #[test]
