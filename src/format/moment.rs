@@ -27,7 +27,7 @@ use jiff::civil::{Date, DateTime};
 pub enum Moment {
     /// The last commit of the highest generation, whatever any clock says.
     Latest,
-    /// The last commit at or before this time, which is the end of the smallest unit that was named.
+    /// The last commit at or before this time: the end of the smallest unit that was named.
     At(Timestamp),
     /// A transaction, of the newest generation that has it unless one is named.
     Txid(Option<GenerationId>, Txid),
@@ -88,9 +88,9 @@ impl Moment {
 
 fn no_moment(text: &str) -> Error {
     Error::invalid(format!(
-        "{text:?} is no moment: say a time such as 2024-01-01T10:30:00Z, 2024-01-01T12-30-00+02:00, \
-         20240101T103000Z or @1704105000, a day or a month such as 2024-01-01 or 2024-01, or \
-         5m-ago, 1h30m-ago, yesterday, today, now, latest"
+        "{text:?} is no moment: say a time such as 2024-01-01T10:30:00Z, \
+         2024-01-01T12-30-00+02:00, 20240101T103000Z or @1704105000, a day or a month such as \
+         2024-01-01 or 2024-01, or 5m-ago, 1h30m-ago, yesterday, today, now, latest"
     ))
 }
 

@@ -19,10 +19,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lru::LruCache;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +37,9 @@ const MOVE_TRIES: usize = 100;
 
 /// Directories of which we remember that the names leading to them are durable.
 const REMEMBERED_FOLDERS: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not 0");
+
+/// The longest read that is tried on the thread that asks for it, bytes.
+const INLINE_READ: u64 = 128 * 1024;
 
 /// A directory of objects.
 pub struct DirectoryStore {
@@ -131,6 +135,13 @@ impl Store for DirectoryStore {
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes> {
         check_key(key)?;
+        // A block of pages, most often in the kernel's cache: handing 5 us of work to another
+        // thread takes six times as long as the work (measured).
+        if (1..=INLINE_READ).contains(&length)
+            && let Some(bytes) = read_without_waiting(&self.root.path.join(key), offset, length)
+        {
+            return Ok(bytes);
+        }
         let key = key.to_string();
         self.blocking(move |root| root.get_range(&key, offset, length))
             .await
@@ -249,7 +260,7 @@ impl Root {
                         folders.push(key);
                     }
                 } else if wanted.includes(&key)
-                    && let Some(metadata) = metadata(&entry.path)?
+                    && let Some(metadata) = unless_gone(entry.found.metadata(), &self.path)?
                 {
                     found.push(Listed {
                         key,
@@ -300,7 +311,7 @@ impl Root {
             if name != UNFINISHED {
                 found.push(Entry {
                     name,
-                    path: entry.path(),
+                    found: entry,
                     is_folder,
                 });
             }
@@ -325,6 +336,25 @@ impl Root {
         }
         Ok(())
     }
+}
+
+/// Reads a range if names and bytes are in the kernel's memory, without waiting for any disk or
+/// server. `None` says nothing about the object: ask again in the way that waits.
+fn read_without_waiting(path: &Path, offset: u64, length: u64) -> Option<Bytes> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::from_bits_retain(libc::RESOLVE_CACHED));
+    let file = openat2(AT_FDCWD, path, how).ok()?;
+    let mut bytes: Vec<u8> = vec![0; usize::try_from(length).ok()?];
+    let buffer = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    let offset = libc::off_t::try_from(offset).ok()?;
+    // SAFETY: the descriptor is open, and `buffer` describes memory that `bytes` owns and that
+    // nobody else touches during the call.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &buffer, 1, offset, libc::RWF_NOWAIT) };
+    (usize::try_from(read) == Ok(bytes.len())).then(|| bytes.into())
 }
 
 /// What a listing is about.
@@ -353,7 +383,7 @@ impl Wanted {
 /// A name in a directory.
 struct Entry {
     name: String,
-    path: PathBuf,
+    found: fs::DirEntry,
     is_folder: bool,
 }
 
@@ -444,7 +474,7 @@ fn sweep(newest: &Unfinished) -> Result<()> {
         .map_err(swept)?;
     for entry in fs::read_dir(folder).map_err(swept)? {
         let path = entry.map_err(swept)?.path();
-        let Some(metadata) = metadata(&path)? else {
+        let Some(metadata) = unless_gone(fs::symlink_metadata(&path), &path)? else {
             continue;
         };
         let written = metadata.modified().map_err(swept)?;
@@ -497,9 +527,9 @@ impl Identity {
     }
 }
 
-/// The metadata of a file, or `None` if it is gone.
-fn metadata(path: &Path) -> Result<Option<Metadata>> {
-    match fs::symlink_metadata(path) {
+/// The metadata of a file, or `None` if it is gone by now.
+fn unless_gone(metadata: io::Result<Metadata>, path: &Path) -> Result<Option<Metadata>> {
+    match metadata {
         Ok(metadata) => Ok(Some(metadata)),
         Err(e) if is_absent(&e) => Ok(None),
         Err(e) => Err(failed("read", path, e)),

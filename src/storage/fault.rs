@@ -138,7 +138,13 @@ impl FaultStore {
         let rule = self.shared.rule().clone();
         let fault = rule(&call);
         match fault {
-            Some(Fault::Refuse(kind)) => Err(Error::new(kind, self.sentence(&call, "refused"))),
+            Some(Fault::Refuse(kind)) => {
+                let Call { number, key, .. } = call;
+                let location = self.location();
+                let sentence =
+                    format!("{verb:?} number {number} of {key} in {location}: refused, as told");
+                Err(Error::new(kind, sentence))
+            }
             Some(Fault::Delay(time)) => {
                 tokio::time::sleep(time).await;
                 Ok(None)
@@ -156,12 +162,6 @@ impl FaultStore {
             ))),
             _ => result,
         }
-    }
-
-    fn sentence(&self, call: &Call, what: &str) -> String {
-        let Call { verb, number, key } = call;
-        let location = self.location();
-        format!("{verb:?} number {number} of {key} in {location}: {what}, as told")
     }
 
     fn count_bytes(&self, verb: Verb, bytes: u64) {

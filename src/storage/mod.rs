@@ -98,8 +98,8 @@ pub trait Store: Send + Sync + 'static {
     async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<Listed>>;
 
     /// The names one level below `prefix` (which is empty or ends in `/`), ascending: folders end
-    /// in `/`, objects do not. What lies in the folders is not read: this finds the replicas below a
-    /// path, and shows what else a path holds.
+    /// in `/`, objects do not. What lies in the folders is not read: this finds the replicas below
+    /// a path, and shows what else a path holds.
     ///
     /// # Errors
     /// `Unavailable`, `Disk`, `Invalid`.
@@ -196,7 +196,7 @@ fn range_end(location: &str, key: &str, size: u64, offset: u64, length: u64) -> 
         .filter(|end| *end <= size)
         .ok_or_else(|| {
             Error::corrupt(format!(
-                "read {location}/{key}: it has {size} bytes, expected {length} from byte {offset} on"
+                "read {location}/{key}: it has {size} bytes, expected {length} from {offset} on"
             ))
         })
 }

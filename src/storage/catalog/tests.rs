@@ -213,16 +213,15 @@ proptest! {
         let generation = only_generation(&words.join(" "));
         let to = from + length;
         let cover = generation.cover(Txid::new(from).unwrap(), Txid::new(to).unwrap());
-        let firsts = cover.as_ref().map(|chosen| {
-            chosen.iter().map(|s| s.first).collect::<Vec<_>>()
-        });
-        prop_assert!(firsts.is_ok_and(|firsts| firsts.is_sorted()) || cover.is_err());
-        let seen = cover.map_err(|gap| gap.missing.get()).map(|chosen| {
-            chosen.into_iter().map(|s| s.object.key.as_str()).collect::<Vec<_>>()
-        });
-        let count = seen.as_ref().map_or(0, Vec::len);
-        let seen = seen.map(|keys| keys.into_iter().collect::<BTreeSet<_>>());
-        prop_assert_eq!(count, seen.as_ref().map_or(0, BTreeSet::len), "one was taken twice");
+        let seen = match cover {
+            Err(gap) => Err(gap.missing.get()),
+            Ok(chosen) => {
+                prop_assert!(chosen.is_sorted_by_key(|segment| segment.first));
+                let keys: BTreeSet<&str> = chosen.iter().map(|s| s.object.key.as_str()).collect();
+                prop_assert_eq!(keys.len(), chosen.len(), "one was taken twice");
+                Ok(keys)
+            }
+        };
         prop_assert_eq!(seen, naive(&generation, from, to));
     }
 }

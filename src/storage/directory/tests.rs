@@ -148,3 +148,31 @@ async fn what_is_neither_file_nor_directory_is_not_seen() {
     assert_eq!(store.list_folder("").await.unwrap(), ["a"]);
     assert_eq!(store.list("", None).await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn a_read_that_need_not_wait_gives_what_one_that_waits_gives_or_nothing() {
+    let (_directory, store) = store();
+    let content: Vec<u8> = (0..200_000_u32).map(|n| (n / 7) as u8).collect();
+    let body = Body::Bytes(Bytes::from(content.clone()));
+    store.put("a/b", body).await.unwrap();
+    let path = store.root.path.join("a/b");
+    for (offset, length) in [(0, 1), (0, 65_536), (123_456, 70_000), (199_999, 1)] {
+        let expect = &content[offset..offset + length];
+        let (offset, length) = (offset as u64, length as u64);
+        // Written a moment ago: the bytes are in memory, if the file system can tell.
+        let quick = read_without_waiting(&path, offset, length);
+        assert!(
+            quick.is_none_or(|bytes| bytes == expect),
+            "{length} from {offset}"
+        );
+        assert_eq!(
+            store.get_range("a/b", offset, length).await.unwrap(),
+            expect
+        );
+    }
+    for (offset, length) in [(199_999, 2), (200_000, 1), (u64::MAX, 1)] {
+        assert!(read_without_waiting(&path, offset, length).is_none());
+    }
+    assert!(read_without_waiting(&store.root.path.join("a"), 0, 1).is_none());
+    assert!(read_without_waiting(&store.root.path.join("c"), 0, 1).is_none());
+}
