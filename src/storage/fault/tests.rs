@@ -107,3 +107,15 @@ async fn calls_and_bytes_are_counted_below_too_and_a_rule_sees_whole_keys() {
     assert_eq!(count(Verb::List), (0, 0));
     assert_eq!(count(Verb::ListFolder), (0, 0));
 }
+
+#[tokio::test]
+async fn the_contract_catches_a_store_that_breaks_it() {
+    for fault in [Fault::Flip(3), Fault::Cut(1), Fault::LoseReply] {
+        let checked = tokio::spawn(check_store(move || {
+            let store = FaultStore::new(MemoryStore::new());
+            store.set_rule(move |call| (call.number == 2).then_some(fault));
+            store
+        }));
+        assert!(checked.await.is_err_and(|e| e.is_panic()), "{fault:?}");
+    }
+}
