@@ -1,7 +1,11 @@
 //! A database as it was: which objects a moment needs, and its pages, read when asked for.
 
+pub mod ahead;
 pub mod cache;
-pub mod overlay;
+pub(crate) mod fetch;
+pub(crate) mod history;
+pub(crate) mod overlay;
 pub mod pages;
-pub mod plan;
+pub(crate) mod plan;
+mod refresh;
 pub mod replica;

@@ -1,73 +1,323 @@
 //! One replica as readers see it: its restore points, and how to open them.
+//!
+//! What a replica shows is one immutable [`State`], swapped by [`Replica::refresh`]: whoever asks
+//! meanwhile gets an answer from memory and never waits for the store.
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::claim::Claim;
 use crate::format::ids::{GenerationId, RestorePoint, Timestamp, Txid};
 use crate::format::moment::Moment;
-use crate::materialize::cache::BlockCache;
-use crate::materialize::pages::Database;
+use crate::format::snapshot::LeafRef;
+use crate::materialize::cache::{BlockCache, ObjectNumber, Piece, Slots, locked};
+use crate::materialize::fetch::Fetcher;
+use crate::materialize::history::{History, Laid, Needed, Object, Point, Snapshot};
+use crate::materialize::overlay::{Layer, Overlay, Shrink};
+use crate::materialize::pages::{Database, Layout};
+use crate::materialize::plan::{self, Line};
+use crate::materialize::refresh::{Histories, Loader, Refreshed};
 use crate::storage::Store;
-use std::sync::Arc;
+use crate::storage::catalog::Catalog;
+use lru::LruCache;
+use std::num::NonZeroUsize;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// Overlays kept for moments to come, those of open moments apart.
+const OVERLAYS: NonZeroUsize = NonZeroUsize::new(4).expect("it is not 0");
+/// A map's leaves are read when a moment is opened if they take no more than so many bytes; else
+/// when they are needed.
+const LEAF_BYTES_AT_OPEN: u64 = 1 << 20;
+/// The block tables of a map's homes are read when a moment is opened if they are no more than this.
+const TABLES_AT_OPEN: usize = 16;
+/// Segments whose versions are in memory at a time while an overlay is made.
+const LAYERS: usize = 256;
+/// How often a moment is planned anew when objects vanish under it.
+pub(crate) const PLANS: u32 = 3;
 
 /// A replica, opened for reading. Methods without `async` answer from memory.
 pub struct Replica {
-    _store: Arc<dyn Store>,
+    fetcher: Arc<Fetcher>,
+    state: RwLock<Arc<State>>,
+    loader: tokio::sync::Mutex<Loader>,
+    overlays: Mutex<LruCache<(GenerationId, ObjectNumber), Built>>,
+    /// One overlay is made at a time: moments that are opened together mostly need the same one.
+    building: tokio::sync::Mutex<()>,
+}
+
+/// What a refresh found.
+#[derive(Default)]
+struct State {
+    catalog: Arc<Catalog>,
+    histories: Histories,
+}
+
+type Layers = Overlay<Arc<Object>>;
+
+/// An overlay over one snapshot, as far as it was made.
+#[derive(Clone)]
+struct Built {
+    overlay: Arc<Layers>,
+    /// The last transaction in it.
+    through: Txid,
+    /// The entry before the next one: what a shrink is measured against.
+    last: (Txid, u32),
 }
 
 /// What to list.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PointsQuery {
+    /// Only of this generation.
     pub generation: Option<GenerationId>,
+    /// Not before this time.
     pub since: Option<Timestamp>,
+    /// Not after this time.
     pub until: Option<Timestamp>,
     /// Only the newest so many.
     pub newest: Option<usize>,
 }
 
+/// A generation, as it is listed.
+#[derive(Clone, Debug)]
+pub struct GenerationInfo {
+    /// Its name.
+    pub id: GenerationId,
+    /// Who began it, and from what; `None` if it is gone or damaged.
+    pub claim: Option<Claim>,
+    /// The first restore point; `None` if readers cannot use the generation.
+    pub first: Option<RestorePoint>,
+    /// The last restore point that can be opened.
+    pub last: Option<RestorePoint>,
+    /// Bytes in a page; unknown without a snapshot.
+    pub page_size: Option<u32>,
+    /// Snapshots stored.
+    pub snapshots: usize,
+    /// Segments stored.
+    pub segments: usize,
+    /// Bytes stored, of all objects.
+    pub bytes: u64,
+}
+
+/// A snapshot, as it is listed.
+#[derive(Clone, Debug)]
+pub struct SnapshotInfo {
+    /// The history that it belongs to.
+    pub generation: GenerationId,
+    /// The transaction whose state it is.
+    pub txid: Txid,
+    /// When that was seen committed.
+    pub time: Timestamp,
+    /// Bytes of the object, without the parts and the earlier snapshots that it needs.
+    pub bytes: u64,
+    /// Database size, pages; unknown if the snapshot is damaged.
+    pub pages: Option<u32>,
+    /// It and its parts hold every page as it was at one moment; unknown if it is damaged.
+    pub is_exact: Option<bool>,
+    /// All that it needs is listed, and moments can be opened from it.
+    pub is_complete: bool,
+    /// Below the replica.
+    pub key: String,
+}
+
+/// A WAL segment, as it is listed.
+#[derive(Clone, Debug)]
+pub struct SegmentInfo {
+    /// The history that it belongs to.
+    pub generation: GenerationId,
+    /// 0 for what the daemon uploaded, 1 and up for merged ones.
+    pub level: u8,
+    /// Its first transaction.
+    pub first: Txid,
+    /// Its last transaction; unknown of level 0 if it was not read.
+    pub last: Option<Txid>,
+    /// When its last transaction was seen committed; the same.
+    pub time: Option<Timestamp>,
+    /// Bytes of the object.
+    pub bytes: u64,
+    /// Below the replica.
+    pub key: String,
+}
+
 impl Replica {
     /// A reader of the replica at the root of `store`. Reads nothing yet.
     pub fn new(store: Arc<dyn Store>, cache: Arc<BlockCache>) -> Arc<Self> {
-        let _ = cache;
-        Arc::new(Self { _store: store })
+        let fetcher = Arc::new(Fetcher::new(store, cache));
+        Arc::new(Self {
+            loader: tokio::sync::Mutex::new(Loader::new(Arc::clone(&fetcher))),
+            fetcher,
+            state: RwLock::default(),
+            overlays: Mutex::new(LruCache::new(OVERLAYS)),
+            building: tokio::sync::Mutex::new(()),
+        })
     }
 
-    /// Looks for what is new: one LIST, and the footers of new objects.
+    /// Looks for what is new: one LIST, and the footers of new objects. Damage that it finds is
+    /// not an error of this call but of those that need the damaged object; see
+    /// [`Replica::troubles`].
     ///
     /// # Errors
-    /// `Unavailable`, `Corrupt`, `NotFound` if there is no replica here.
+    /// `Unavailable`, `NotFound` if there is no replica here. Then all is as it was before.
     pub async fn refresh(&self) -> Result<()> {
-        todo!()
+        let mut loader = self.loader.lock().await;
+        let old = self.state();
+        if let Some(Refreshed { catalog, histories }) = loader.refresh(&old.histories).await? {
+            let state = Arc::new(State { catalog, histories });
+            *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        }
+        Ok(())
+    }
+
+    /// What is damaged or missing, as the last refresh saw it; each error names an object or a
+    /// transaction.
+    pub fn troubles(&self) -> Vec<Error> {
+        let state = self.state();
+        state
+            .histories
+            .values()
+            .flat_map(|history| history.troubles())
+            .collect()
     }
 
     /// The restore points that a query names, ascending by (generation, txid).
     pub fn points(&self, query: &PointsQuery) -> Vec<RestorePoint> {
-        let _ = query;
-        todo!()
+        let state = self.state();
+        let limit = query.newest.unwrap_or(usize::MAX);
+        let histories = state.histories.values().rev();
+        let mut points: Vec<RestorePoint> = histories
+            .filter(|history| query.generation.is_none_or(|id| id == history.id))
+            .flat_map(|history| history.points_back(query.since, query.until))
+            .take(limit)
+            .collect();
+        points.reverse();
+        points
     }
 
     /// The restore point that a moment means (DESIGN: by parentage, from the highest generation).
     ///
     /// # Errors
-    /// `NotFound`: there is none, or the moment lies before the history.
+    /// `NotFound`: there is none, or the moment lies before the history. `Corrupt`, `Invalid`: what
+    /// is damaged or missing might hold it.
     pub fn resolve(&self, moment: Moment) -> Result<RestorePoint> {
-        let _ = moment;
-        todo!()
+        let state = self.state();
+        let histories = &state.histories;
+        let resolved = match moment {
+            Moment::Latest => plan::highest(histories).and_then(|(id, history)| {
+                let none = || Error::not_found(format!("generation {id} has no restore point"));
+                history
+                    .at(Timestamp::from_micros(i64::MAX), None)?
+                    .ok_or_else(none)
+            }),
+            Moment::At(time) => plan::resolve_at(histories, time),
+            Moment::Txid(Some(id), txid) => match histories.get(&id) {
+                Some(history) => history
+                    .needed(txid)
+                    .and_then(|_| named_point(history, txid)),
+                None => Err(Error::not_found(format!("there is no generation {id}"))),
+            },
+            Moment::Txid(None, txid) => newest_with(histories, txid),
+        };
+        resolved.map_err(|error| error.context(self.fetcher.store.location()))
     }
 
     /// A restore point by its exact name.
     pub fn point(&self, generation: GenerationId, txid: Txid) -> Option<RestorePoint> {
-        let _ = (generation, txid);
-        todo!()
+        self.state().histories.get(&generation)?.point(txid)
     }
 
-    /// The newest restore point of all, if there is one.
+    /// The newest restore point of all that can be opened, if there is one.
     pub fn newest(&self) -> Option<RestorePoint> {
-        todo!()
+        let state = self.state();
+        state
+            .histories
+            .values()
+            .rev()
+            .find_map(|history| history.last())
     }
 
     /// Bytes in a page of this generation's database.
     pub fn page_size(&self, generation: GenerationId) -> Option<u32> {
-        let _ = generation;
-        todo!()
+        let page_size = self.state().histories.get(&generation)?.page_size()?;
+        Some(page_size.get())
+    }
+
+    /// All generations, ascending, those too that readers cannot use.
+    pub fn generations(&self) -> Vec<GenerationInfo> {
+        let state = self.state();
+        let info = |(id, history): (&GenerationId, &Arc<History>)| {
+            let listed = state.catalog.generations.get(id)?;
+            let snapshots = listed.snapshots.iter().map(|s| s.object.size);
+            let parts = listed.parts.iter().map(|p| p.object.size);
+            let segments = listed.segments.iter().map(|s| s.object.size);
+            let claim = listed.claim.iter().map(|claim| claim.size);
+            Some(GenerationInfo {
+                id: *id,
+                claim: history.claim.as_ref().map(|read| read.claim.clone()),
+                first: history.first(),
+                last: history.last(),
+                page_size: history.page_size().map(|size| size.get()),
+                snapshots: listed.snapshots.len(),
+                segments: listed.segments.len(),
+                bytes: claim.chain(parts).chain(snapshots).chain(segments).sum(),
+            })
+        };
+        state.histories.iter().filter_map(info).collect()
+    }
+
+    /// All snapshots, ascending by (generation, txid).
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        let state = self.state();
+        let mut infos = Vec::new();
+        for (id, history) in &state.histories {
+            let Some(listed) = state.catalog.generations.get(id) else {
+                continue;
+            };
+            for snapshot in &listed.snapshots {
+                let key = &snapshot.object.key;
+                let read = history.snapshots.iter().position(|s| s.object.key == *key);
+                infos.push(SnapshotInfo {
+                    generation: *id,
+                    txid: snapshot.txid,
+                    time: snapshot.time,
+                    bytes: snapshot.object.size,
+                    pages: read.map(|index| history.snapshots[index].root.pages),
+                    is_exact: read.map(|index| history.snapshots[index].is_exact),
+                    is_complete: read.is_some_and(|index| history.is_complete(index)),
+                    key: key.clone(),
+                });
+            }
+        }
+        infos
+    }
+
+    /// All segments, ascending by (generation, first txid, level), superseded ones too.
+    pub fn segments(&self, generation: Option<GenerationId>) -> Vec<SegmentInfo> {
+        let state = self.state();
+        let mut infos = Vec::new();
+        let histories = state.histories.iter();
+        for (id, history) in histories.filter(|(id, _)| generation.is_none_or(|only| only == **id))
+        {
+            let Some(listed) = state.catalog.generations.get(id) else {
+                continue;
+            };
+            let read: std::collections::HashMap<&str, &Arc<_>> = history
+                .segments
+                .iter()
+                .map(|s| (s.object.key.as_str(), s))
+                .collect();
+            infos.extend(listed.segments.iter().map(|segment| {
+                let read = read.get(segment.object.key.as_str());
+                let last_point = read.and_then(|read| read.points.last());
+                SegmentInfo {
+                    generation: *id,
+                    level: segment.level,
+                    first: segment.first,
+                    last: read.map(|read| read.last).or(segment.last),
+                    time: segment.time.or(last_point.map(|point| point.time)),
+                    bytes: segment.object.size,
+                    key: segment.object.key.clone(),
+                }
+            }));
+        }
+        infos
     }
 
     /// Opens a moment: reads the page map and the indexes that are not in memory yet.
@@ -75,7 +325,253 @@ impl Replica {
     /// # Errors
     /// `NotFound`, `Corrupt`, `Unavailable`.
     pub async fn open(self: &Arc<Self>, point: &RestorePoint) -> Result<Arc<Database>> {
-        let _ = point;
-        todo!()
+        let mut plans = 1;
+        let layout = loop {
+            match self.layout(point).await {
+                // What the plan names is gone: another listing shows what took its place.
+                Err(error) if error.kind() == ErrorKind::NotFound && plans < PLANS => {
+                    plans += 1;
+                    self.refresh().await?;
+                }
+                layout => break layout?,
+            }
+        };
+        Ok(Arc::new(Database::new(Arc::clone(self), *point, layout)))
     }
+
+    /// The objects of a moment, as the last listing shows them.
+    pub(crate) async fn layout(self: &Arc<Self>, point: &RestorePoint) -> Result<Arc<Layout>> {
+        let state = self.state();
+        let location = self.fetcher.store.location();
+        let id = point.generation;
+        let history = state
+            .histories
+            .get(&id)
+            .ok_or_else(|| Error::not_found(format!("{location}: there is no generation {id}")))?;
+        let named = |error: Error| error.context(location);
+        let pages = named_point(history, point.txid).map_err(named)?.pages;
+        let needed = history.needed(point.txid).map_err(named)?;
+        let (overlay, ()) =
+            tokio::try_join!(self.overlay(id, point.txid, &needed), self.warm(&needed))?;
+        Ok(Arc::new(Layout {
+            page_size: needed.base.page_size,
+            base: needed.base,
+            overlay,
+            through: point.txid,
+            pages,
+        }))
+    }
+
+    fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn fetcher(&self) -> &Arc<Fetcher> {
+        &self.fetcher
+    }
+
+    /// The overlay of a snapshot, made as far as a moment needs it.
+    async fn overlay(&self, id: GenerationId, txid: Txid, needed: &Needed) -> Result<Arc<Layers>> {
+        let key = (id, needed.base.object.number);
+        let ready = |built: &Built| built.through >= txid && !built.is_stale();
+        let kept = || locked(&self.overlays).get(&key).cloned();
+        if let Some(built) = kept().filter(ready) {
+            return Ok(built.overlay);
+        }
+        let _building = self.building.lock().await;
+        let mut built = match kept() {
+            Some(built) if ready(&built) => return Ok(built.overlay),
+            Some(built) if !built.is_stale() => built,
+            _ => Built::new(&needed.base),
+        };
+        for pieces in needed.pieces.chunks(LAYERS) {
+            built = self.extended(built, pieces).await?;
+        }
+        locked(&self.overlays).put(key, built.clone());
+        Ok(built.overlay)
+    }
+
+    async fn extended(&self, built: Built, pieces: &[Laid]) -> Result<Built> {
+        let new: Vec<&Laid> = pieces
+            .iter()
+            .filter(|piece| piece.to > built.through)
+            .collect();
+        let objects = new
+            .iter()
+            .map(|piece| Arc::clone(&piece.segment.object))
+            .collect();
+        let tables = self.fetcher.tables(objects).await?;
+        let mut last = built.last;
+        let mut shrinks = Vec::new();
+        for piece in &new {
+            shrinks.push(shrinks_in(piece, built.through, &mut last));
+        }
+        let mut layers = Vec::new();
+        for ((piece, table), shrinks) in new.iter().zip(&tables).zip(&shrinks) {
+            let Slots::Versions(versions) = &table.slots else {
+                let key = &piece.segment.object.key;
+                return Err(Error::corrupt(format!("{key}: it is no segment")));
+            };
+            layers.push(Layer {
+                object: &piece.segment.object,
+                versions,
+                from: piece.from.max(built.through.next()),
+                to: piece.to,
+                shrinks,
+            });
+        }
+        Ok(Built {
+            overlay: Arc::new(built.overlay.extended(layers)),
+            through: new.last().map_or(built.through, |piece| piece.to),
+            last,
+        })
+    }
+
+    /// Reads what the first queries of a moment will need: leaves of the map, block tables, and
+    /// the interior pages.
+    async fn warm(&self, needed: &Needed) -> Result<()> {
+        let base = &needed.base;
+        let interior = needed.interior.as_ref();
+        let interior = interior.filter(|s| !s.interior_read.load(Ordering::Relaxed));
+        tokio::try_join!(self.warm_leaves(base), self.warm_tables(base), async {
+            match interior {
+                Some(snapshot) => self.warm_interior(snapshot).await,
+                None => Ok(()),
+            }
+        })?;
+        Ok(())
+    }
+
+    async fn warm_leaves(&self, base: &Snapshot) -> Result<()> {
+        let leaves = all_leaves(base)?;
+        let bytes: u64 = leaves.iter().map(|(_, leaf)| u64::from(leaf.length)).sum();
+        if bytes <= LEAF_BYTES_AT_OPEN {
+            self.fetcher.leaves(&leaves).await?;
+        }
+        Ok(())
+    }
+
+    async fn warm_tables(&self, base: &Snapshot) -> Result<()> {
+        if base.homes.len() <= TABLES_AT_OPEN {
+            self.fetcher
+                .tables(base.homes.values().cloned().collect())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Interior pages go into the cache under the places that the map names, where a read that
+    /// comes through the map looks first.
+    async fn warm_interior(&self, snapshot: &Snapshot) -> Result<()> {
+        let refs = all_leaves(snapshot)?;
+        let bytes: u64 = refs.iter().map(|(_, leaf)| u64::from(leaf.length)).sum();
+        if bytes > LEAF_BYTES_AT_OPEN {
+            return Ok(());
+        }
+        let (pages, leaves) = tokio::try_join!(
+            self.fetcher.interior(&snapshot.object, snapshot.page_size),
+            self.fetcher.leaves(&refs),
+        )?;
+        let mut present = leaves.into_iter();
+        let leaves: Vec<_> = snapshot
+            .root
+            .leaves
+            .iter()
+            .map(|leaf| leaf.and_then(|_| present.next()))
+            .collect();
+        for (pgno, page) in pages {
+            let index = Layout::leaf_index(pgno);
+            let Some(Some(leaf)) = leaves.get(index) else {
+                continue;
+            };
+            if let Some((id, slot)) = leaf.locate(pgno) {
+                let object = snapshot.home(id)?.number;
+                self.fetcher
+                    .cache
+                    .put(object, Piece::Page(slot), page.into());
+            }
+        }
+        snapshot.interior_read.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Built {
+    fn new(base: &Snapshot) -> Self {
+        // How large the database was at the `since` of a fuzzy snapshot is not known: its first
+        // entry counts as a shrink, which cuts off nothing that was not written again.
+        let pages = if base.since == base.txid {
+            base.root.pages
+        } else {
+            u32::MAX
+        };
+        Self {
+            overlay: Arc::default(),
+            through: base.since,
+            last: (base.since, pages),
+        }
+    }
+
+    /// True if objects that it names are gone, so that reads through it may fail.
+    fn is_stale(&self) -> bool {
+        self.overlay.objects().iter().any(|object| object.is_gone())
+    }
+}
+
+/// Where the database was smaller than at the entry before.
+fn shrinks_in(piece: &Laid, through: Txid, last: &mut (Txid, u32)) -> Vec<Shrink> {
+    let from = piece.from.max(through.next());
+    let points: &[Point] = &piece.segment.points;
+    let start = points.partition_point(|point| point.txid < from);
+    let end = points.partition_point(|point| point.txid <= piece.to);
+    let mut shrinks = Vec::new();
+    for point in &points[start..end.max(start)] {
+        if point.min_pages < last.1 {
+            shrinks.push(Shrink {
+                after: last.0,
+                txid: point.txid,
+                min_pages: point.min_pages,
+            });
+        }
+        *last = (point.txid, point.pages);
+    }
+    shrinks
+}
+
+/// Where the leaves of a map lie.
+pub(crate) fn all_leaves(base: &Snapshot) -> Result<Vec<(Arc<Object>, LeafRef)>> {
+    let leaves = base.root.leaves.iter().flatten();
+    leaves
+        .map(|leaf| Ok((Arc::clone(base.home(leaf.object)?), *leaf)))
+        .collect()
+}
+
+fn named_point(history: &History, txid: Txid) -> Result<RestorePoint> {
+    history
+        .point(txid)
+        .ok_or_else(|| match history.needed(txid) {
+            Err(error) => error,
+            Ok(_) => unreachable!("what can be planned is a restore point"),
+        })
+}
+
+/// A transaction of the newest generation that has it.
+fn newest_with(histories: &Histories, txid: Txid) -> Result<RestorePoint> {
+    for history in histories.values().rev() {
+        if let Some(point) = history.point(txid) {
+            return Ok(point);
+        }
+        if let Some(error) = history.broken_at(txid) {
+            return Err(error);
+        }
+    }
+    let newest = histories.values().rev().find_map(|history| history.last());
+    Err(Error::not_found(match newest {
+        Some(newest) => format!(
+            "no generation has a restore point at txid {txid}; the newest one is txid {} of \
+             generation {}",
+            newest.txid, newest.generation
+        ),
+        None => format!("no generation has a restore point at txid {txid}"),
+    }))
 }

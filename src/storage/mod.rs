@@ -11,6 +11,7 @@ pub mod conformance;
 pub mod directory;
 pub mod fault;
 pub mod memory;
+pub mod object;
 pub mod retry;
 
 use crate::error::{Error, Result};

@@ -1,0 +1,596 @@
+//! One generation as readers know it: its snapshots and segments, read and checked against each
+//! other, and its restore points. Immutable; made anew when a listing shows something new.
+//!
+//! Fetches nothing. Owns the chain: each segment carries the hash of the one before it, and what
+//! does not fit is treated like an object that cannot be read. A moment that damage might concern
+//! is an error that names the object; all others stay readable.
+//!
+//! Points lie in chunks that are shared with the segments they come from: 24 bytes a point.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::claim::Claim;
+use crate::format::container::Parent;
+use crate::format::ids::{
+    GenerationId, ObjectHash, ObjectId, PageSize, RestorePoint, Timestamp, Txid,
+};
+use crate::format::segment::TimelineEntry;
+use crate::format::snapshot::MapRoot;
+use crate::materialize::cache::ObjectNumber;
+use crate::materialize::plan::{self, Base, Break, Line, Plan, Reach, Shape, Span, Unplanned, Why};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A stored object. One value for each key of a replica, as long as listings show it.
+#[derive(Debug)]
+pub(crate) struct Object {
+    pub(crate) number: ObjectNumber,
+    /// Below the replica.
+    pub(crate) key: String,
+    /// Bytes.
+    pub(crate) size: u64,
+    is_gone: AtomicBool,
+}
+
+impl Object {
+    pub(crate) fn new(number: ObjectNumber, key: String, size: u64) -> Self {
+        Self {
+            number,
+            key,
+            size,
+            is_gone: AtomicBool::new(false),
+        }
+    }
+
+    /// True once a listing no longer showed it.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_gone(&self) {
+        self.is_gone.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One transaction of a timeline, in 24 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Point {
+    pub(crate) txid: Txid,
+    pub(crate) time: Timestamp,
+    /// Database size after it.
+    pub(crate) pages: u32,
+    /// The smallest size since the entry before.
+    pub(crate) min_pages: u32,
+}
+
+const _: () = assert!(size_of::<Point>() == 24);
+
+impl From<&TimelineEntry> for Point {
+    fn from(entry: &TimelineEntry) -> Self {
+        Self {
+            txid: entry.txid,
+            time: entry.time,
+            pages: entry.pages,
+            min_pages: entry.min_pages,
+        }
+    }
+}
+
+/// A claim that was read, with the hash that the first segment must carry.
+#[derive(Debug)]
+pub(crate) struct ReadClaim {
+    pub(crate) claim: Claim,
+    pub(crate) hash: ObjectHash,
+}
+
+/// A segment whose footer, or a later one's hint, was read.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) object: Arc<Object>,
+    pub(crate) level: u8,
+    pub(crate) first: Txid,
+    pub(crate) last: Txid,
+    /// The hash of the level-0 segment before `first`, or of the claim.
+    pub(crate) previous: ObjectHash,
+    /// The hash that the level-0 segment after `last` carries.
+    pub(crate) hands_on: ObjectHash,
+    /// Unknown if only a hint was read.
+    pub(crate) page_size: Option<PageSize>,
+    /// Ascending.
+    pub(crate) points: Arc<[Point]>,
+    /// Transactions whose pages lie in a snapshot.
+    pub(crate) marks: Box<[Txid]>,
+}
+
+/// A snapshot whose footer and map root were read.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) object: Arc<Object>,
+    pub(crate) txid: Txid,
+    pub(crate) since: Txid,
+    pub(crate) is_exact: bool,
+    pub(crate) page_size: PageSize,
+    pub(crate) root: MapRoot,
+    /// Every object that the map may name, this one among them.
+    pub(crate) homes: HashMap<ObjectId, Arc<Object>>,
+    pub(crate) point: Point,
+    pub(crate) has_interior: bool,
+    /// The interior pages are, or were, in the cache.
+    pub(crate) interior_read: AtomicBool,
+}
+
+impl Snapshot {
+    /// The object of a map by its id.
+    ///
+    /// # Errors
+    /// `Corrupt` if the root does not name it.
+    pub(crate) fn home(&self, id: ObjectId) -> Result<&Arc<Object>> {
+        self.homes.get(&id).ok_or_else(|| {
+            let key = &self.object.key;
+            Error::corrupt(format!(
+                "{key}: its map needs object {id}, which its root does not name"
+            ))
+        })
+    }
+}
+
+/// What kind of object is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Damaged {
+    Claim,
+    Snapshot,
+    /// With the first transaction that its key names.
+    Segment(Txid),
+}
+
+/// An object that is listed and cannot be used.
+#[derive(Clone, Debug)]
+pub(crate) struct Damage {
+    pub(crate) what: Damaged,
+    pub(crate) kind: ErrorKind,
+    /// Names the object.
+    pub(crate) sentence: String,
+}
+
+impl Damage {
+    pub(crate) fn error(&self) -> Error {
+        Error::new(self.kind, self.sentence.clone())
+    }
+
+    fn segment(&self) -> Option<Txid> {
+        match self.what {
+            Damaged::Segment(first) => Some(first),
+            Damaged::Claim | Damaged::Snapshot => None,
+        }
+    }
+}
+
+/// What a generation is made from.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) id: GenerationId,
+    pub(crate) claim: Option<Arc<ReadClaim>>,
+    /// In the order of the listing, and whether all that the root names is listed.
+    pub(crate) snapshots: Vec<(Arc<Snapshot>, bool)>,
+    /// In the order of the listing.
+    pub(crate) segments: Vec<Arc<Segment>>,
+    pub(crate) damage: Vec<Damage>,
+}
+
+/// One generation.
+#[derive(Debug)]
+pub(crate) struct History {
+    pub(crate) id: GenerationId,
+    pub(crate) claim: Option<Arc<ReadClaim>>,
+    pub(crate) snapshots: Vec<Arc<Snapshot>>,
+    pub(crate) segments: Vec<Arc<Segment>>,
+    pub(crate) damage: Vec<Damage>,
+    shape: Shape,
+    reach: Reach,
+    chunks: Vec<Chunk>,
+}
+
+/// Some restore points, ascending; never empty.
+#[derive(Debug)]
+struct Chunk {
+    points: Arc<[Point]>,
+    range: Range<u32>,
+}
+
+impl Chunk {
+    fn new(points: &Arc<[Point]>, range: Range<usize>) -> Option<Self> {
+        // A segment of four billion transactions exceeds what any store holds in one object.
+        let range = u32::try_from(range.start).ok()?..u32::try_from(range.end).ok()?;
+        (range.start < range.end).then(|| Self {
+            points: Arc::clone(points),
+            range,
+        })
+    }
+
+    fn points(&self) -> &[Point] {
+        &self.points[self.range.start as usize..self.range.end as usize]
+    }
+
+    fn last(&self) -> &Point {
+        self.points().last().expect("a chunk is never empty")
+    }
+}
+
+/// Pieces of segments to lay over a snapshot.
+#[derive(Clone, Debug)]
+pub(crate) struct Laid {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) from: Txid,
+    pub(crate) to: Txid,
+}
+
+/// The objects that one moment needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Needed {
+    pub(crate) base: Arc<Snapshot>,
+    /// Ascending.
+    pub(crate) pieces: Vec<Laid>,
+    /// The newest snapshot at or before the base that carries interior pages.
+    pub(crate) interior: Option<Arc<Snapshot>>,
+}
+
+impl History {
+    /// Puts a generation together: checks the chain, says what can be opened, lists the points.
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            id,
+            claim,
+            snapshots,
+            mut segments,
+            mut damage,
+        } = parts;
+        let bases = snapshots.iter().map(|(snapshot, is_complete)| Base {
+            txid: snapshot.txid,
+            since: snapshot.since,
+            is_complete: *is_complete,
+        });
+        let mut shape = Shape {
+            snapshots: bases.collect(),
+            ..Shape::default()
+        };
+        let snapshots: Vec<_> = snapshots
+            .into_iter()
+            .map(|(snapshot, _)| snapshot)
+            .collect();
+        let page_size = snapshots.last().map(|snapshot| snapshot.page_size);
+        // Each round takes out one segment that does not fit, so this ends.
+        loop {
+            shape.pieces = plan::cover(&spans(&segments));
+            match misfit(&segments, &shape, claim.as_deref(), page_size) {
+                Some((index, found)) => {
+                    segments.remove(index);
+                    damage.push(found);
+                }
+                None => break,
+            }
+        }
+        shape.marks = segments
+            .iter()
+            .flat_map(|s| s.marks.iter().copied())
+            .collect();
+        shape.marks.sort_unstable();
+        shape.unreadable = damage.iter().filter_map(|found| found.segment()).collect();
+        shape.unreadable.sort_unstable();
+        let reach = plan::reach(&shape);
+        let chunks = chunks(&snapshots, &segments, &shape, &reach);
+        Self {
+            id,
+            claim,
+            snapshots,
+            segments,
+            damage,
+            shape,
+            reach,
+            chunks,
+        }
+    }
+
+    /// True if this is what would come of these parts.
+    pub(crate) fn is_made_from(&self, parts: &Parts) -> bool {
+        // What was damaged is read again each time, and segments that do not fit are taken out.
+        let same_snapshots = self.snapshots.len() == parts.snapshots.len()
+            && parts
+                .snapshots
+                .iter()
+                .enumerate()
+                .all(|(index, (snapshot, is_complete))| {
+                    Arc::ptr_eq(snapshot, &self.snapshots[index])
+                        && *is_complete == self.is_complete(index)
+                });
+        let same_claim = match (&self.claim, &parts.claim) {
+            (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
+            (ours, theirs) => ours.is_none() && theirs.is_none(),
+        };
+        let same_segments = self.segments.len() == parts.segments.len()
+            && self
+                .segments
+                .iter()
+                .zip(&parts.segments)
+                .all(|(a, b)| Arc::ptr_eq(a, b));
+        let is_clean = self.damage.is_empty() && parts.damage.is_empty();
+        is_clean && same_claim && same_snapshots && same_segments
+    }
+
+    /// True if a moment can be opened from the snapshot with this index.
+    pub(crate) fn is_complete(&self, snapshot: usize) -> bool {
+        self.shape.snapshots[snapshot].is_complete
+    }
+
+    /// Bytes in a page.
+    pub(crate) fn page_size(&self) -> Option<PageSize> {
+        self.snapshots.last().map(|snapshot| snapshot.page_size)
+    }
+
+    /// What is wrong where moments cannot be opened although something newer is stored, or because
+    /// an object is damaged. A gap that a later snapshot ends is what retention leaves, and is not
+    /// among them.
+    pub(crate) fn troubles(&self) -> impl Iterator<Item = Error> + '_ {
+        let open_end = self.reach.breaks.iter().filter(|b| b.to.is_none());
+        let gaps = open_end.filter(|b| self.damage_at(b).is_none());
+        let damaged = self.damage.iter().map(Damage::error);
+        damaged.chain(gaps.map(|found| self.broken(found)))
+    }
+
+    fn restore_point(&self, point: &Point) -> RestorePoint {
+        RestorePoint {
+            generation: self.id,
+            txid: point.txid,
+            time: point.time,
+            pages: point.pages,
+        }
+    }
+
+    /// The restore point with this txid.
+    pub(crate) fn point(&self, txid: Txid) -> Option<RestorePoint> {
+        let index = self
+            .chunks
+            .partition_point(|chunk| chunk.last().txid < txid);
+        let points = self.chunks.get(index)?.points();
+        let found = points
+            .binary_search_by_key(&txid, |point| point.txid)
+            .ok()?;
+        Some(self.restore_point(&points[found]))
+    }
+
+    /// The last restore point that can be opened, whatever may be missing behind it.
+    pub(crate) fn last(&self) -> Option<RestorePoint> {
+        let chunk = self.chunks.last()?;
+        Some(self.restore_point(chunk.last()))
+    }
+
+    /// Restore points within the times, descending.
+    pub(crate) fn points_back(
+        &self,
+        since: Option<Timestamp>,
+        until: Option<Timestamp>,
+    ) -> impl Iterator<Item = RestorePoint> + '_ {
+        let end = self
+            .chunks
+            .partition_point(|chunk| until.is_none_or(|until| chunk.points()[0].time <= until));
+        let chunks = self.chunks[..end].iter().rev();
+        chunks
+            .flat_map(|chunk| chunk.points().iter().rev())
+            .skip_while(move |point| until.is_some_and(|until| point.time > until))
+            .take_while(move |point| since.is_none_or(|since| point.time >= since))
+            .map(|point| self.restore_point(point))
+    }
+
+    /// The objects that a moment needs.
+    ///
+    /// # Errors
+    /// `NotFound` if it is no restore point; `Corrupt` if something is missing or damaged.
+    pub(crate) fn needed(&self, txid: Txid) -> Result<Needed> {
+        let Plan { base, pieces } = self
+            .reach
+            .plan(&self.shape, txid)
+            .map_err(|unplanned| self.unplanned(txid, unplanned))?;
+        if self.point(txid).is_none() {
+            let id = self.id;
+            return Err(Error::not_found(format!(
+                "generation {id} keeps no restore point at txid {txid}: retention thinned it out"
+            )));
+        }
+        let pieces = self.shape.pieces[pieces].iter().map(|piece| Laid {
+            segment: Arc::clone(&self.segments[piece.index]),
+            from: piece.from,
+            to: piece.to,
+        });
+        let interior = self.snapshots[..=base]
+            .iter()
+            .rev()
+            .find(|s| s.has_interior);
+        Ok(Needed {
+            base: Arc::clone(&self.snapshots[base]),
+            pieces: pieces.collect(),
+            interior: interior.cloned(),
+        })
+    }
+
+    /// Why a transaction is no restore point.
+    pub(crate) fn unplanned(&self, txid: Txid, unplanned: Unplanned) -> Error {
+        let id = self.id;
+        match unplanned {
+            Unplanned::Broken(found) => self.broken(&found),
+            Unplanned::After(last) => Error::not_found(format!(
+                "generation {id} has no txid {txid}: its last one is {last}"
+            )),
+            Unplanned::Before(Some(first)) => Error::not_found(format!(
+                "generation {id} has no restore point at txid {txid}: its first one is {first}"
+            )),
+            Unplanned::Before(None) => match self.damaged(Damaged::Snapshot) {
+                Some(damage) => damage.error(),
+                None => Error::not_found(format!("generation {id} has no complete snapshot")),
+            },
+        }
+    }
+
+    /// What the moment of a txid cannot be opened for, if it lies in a break.
+    pub(crate) fn broken_at(&self, txid: Txid) -> Option<Error> {
+        self.reach.break_at(txid).map(|found| self.broken(found))
+    }
+
+    fn damaged(&self, what: Damaged) -> Option<&Damage> {
+        self.damage.iter().find(|damage| damage.what == what)
+    }
+
+    fn damage_at(&self, found: &Break) -> Option<&Damage> {
+        let Why::Missing(missing) = found.why else {
+            return None;
+        };
+        self.damage
+            .iter()
+            .find(|damage| damage.segment() == Some(missing))
+    }
+
+    fn broken(&self, found: &Break) -> Error {
+        if let Some(damage) = self.damage_at(found) {
+            return damage.error();
+        }
+        let id = self.id;
+        Error::corrupt(match found.why {
+            Why::Missing(txid) => format!(
+                "generation {id}: txid {txid} is missing: no segment in the listing holds it"
+            ),
+            Why::SnapshotMissing(txid) => format!(
+                "generation {id}: the pages of txid {txid} lie in a snapshot that is missing or \
+                 incomplete"
+            ),
+        })
+    }
+}
+
+impl Line for Arc<History> {
+    fn exists(&self) -> bool {
+        // A generation whose snapshot is damaged, or whose first segments are lost, is there: to
+        // pass over it in silence would give an older state for the newest one.
+        let is_known = !self.reach.stretches.is_empty() || !self.reach.breaks.is_empty();
+        is_known || self.damaged(Damaged::Snapshot).is_some()
+    }
+
+    fn parent(&self) -> Result<Option<Parent>> {
+        match self.damaged(Damaged::Claim) {
+            Some(damage) => Err(damage.error()),
+            None => Ok(self.claim.as_ref().and_then(|read| read.claim.parent)),
+        }
+    }
+
+    fn first(&self) -> Option<RestorePoint> {
+        let chunk = self.chunks.first()?;
+        Some(self.restore_point(&chunk.points()[0]))
+    }
+
+    fn at(&self, time: Timestamp, limit: Option<Txid>) -> Result<Option<RestorePoint>> {
+        if self.chunks.is_empty() {
+            let damage = self.damaged(Damaged::Snapshot).map(Damage::error);
+            let broken = || self.reach.breaks.first().map(|found| self.broken(found));
+            return damage.or_else(broken).map_or(Ok(None), Err);
+        }
+        let is_after = |p: &Point| p.time > time || limit.is_some_and(|limit| p.txid > limit);
+        let index = self.chunks.partition_point(|chunk| !is_after(chunk.last()));
+        let within = self.chunks.get(index).map(|chunk| {
+            let points = chunk.points();
+            &points[..points.partition_point(|point| !is_after(point))]
+        });
+        let before = index.checked_sub(1).map(|index| self.chunks[index].last());
+        let Some(found) = within.and_then(|points| points.last()).or(before) else {
+            return Ok(None);
+        };
+        // A break between this point and the next known one may hold a later one.
+        let next = self.after(found.txid).map(|next| next.txid);
+        let through = [limit, next].into_iter().flatten().min();
+        match self.reach.break_between(found.txid, through) {
+            Some(found) => Err(self.broken(found)),
+            None => Ok(Some(self.restore_point(found))),
+        }
+    }
+}
+
+impl History {
+    /// The first restore point after a transaction.
+    fn after(&self, txid: Txid) -> Option<&Point> {
+        let index = self
+            .chunks
+            .partition_point(|chunk| chunk.last().txid <= txid);
+        let points = self.chunks.get(index)?.points();
+        points.get(points.partition_point(|point| point.txid <= txid))
+    }
+}
+
+fn spans(segments: &[Arc<Segment>]) -> Vec<Span> {
+    let span = |segment: &Arc<Segment>| Span {
+        level: segment.level,
+        first: segment.first,
+        last: segment.last,
+    };
+    segments.iter().map(span).collect()
+}
+
+/// The first segment that does not go on from the one before it, and what is wrong with it.
+fn misfit(
+    segments: &[Arc<Segment>],
+    shape: &Shape,
+    claim: Option<&ReadClaim>,
+    page_size: Option<PageSize>,
+) -> Option<(usize, Damage)> {
+    let mut before: Option<(Txid, ObjectHash)> = claim.map(|claim| (Txid::FIRST, claim.hash));
+    for piece in &shape.pieces {
+        let segment = &segments[piece.index];
+        let wrong = |what: String| Damage {
+            what: Damaged::Segment(segment.first),
+            kind: ErrorKind::Corrupt,
+            sentence: format!("{}: {what}", segment.object.key),
+        };
+        if let (Some(seen), Some(expected)) = (segment.page_size, page_size)
+            && seen != expected
+        {
+            let (seen, expected) = (seen.get(), expected.get());
+            let what = format!("pages of {seen} bytes, expected {expected} as in the snapshot");
+            return Some((piece.index, wrong(what)));
+        }
+        let previous = segment.previous;
+        if let Some((end, hash)) = before
+            && end.next() == piece.from
+            && piece.from == segment.first
+            && hash != previous
+        {
+            let what = format!("it goes on from object {previous}, but before it lies {hash}");
+            return Some((piece.index, wrong(what)));
+        }
+        // Within a segment no level-0 segment ends, so nothing can be checked there.
+        before = (piece.to == segment.last).then_some((piece.to, segment.hands_on));
+    }
+    None
+}
+
+/// The restore points of all stretches.
+fn chunks(
+    snapshots: &[Arc<Snapshot>],
+    segments: &[Arc<Segment>],
+    shape: &Shape,
+    reach: &Reach,
+) -> Vec<Chunk> {
+    let mut chunks = Vec::new();
+    for stretch in &reach.stretches {
+        // A snapshot carries its own entry: no segment needs to hold it.
+        let own: Arc<[Point]> = Arc::new([snapshots[stretch.base].point]);
+        chunks.extend(Chunk::new(&own, 0..1));
+        let start = shape.pieces.partition_point(|p| p.to <= stretch.first);
+        for piece in &shape.pieces[start..] {
+            if piece.from > stretch.last {
+                break;
+            }
+            let points = &segments[piece.index].points;
+            let after = piece.from.max(stretch.first.next());
+            let start = points.partition_point(|point| point.txid < after);
+            let end = points.partition_point(|p| p.txid <= piece.to.min(stretch.last));
+            chunks.extend(Chunk::new(points, start..end.max(start)));
+        }
+    }
+    chunks
+}

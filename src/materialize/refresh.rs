@@ -1,0 +1,572 @@
+//! From listings to histories: finds what is new in a replica and reads it, once.
+//!
+//! A refresh that finds nothing new costs one LIST. New objects are read in parallel: of claims all
+//! bytes; of snapshots the footer and the map's root; of segments the footer and the index. Footers
+//! of level-0 segments carry hints about those before them, so only some of them are read.
+//!
+//! Objects come and go between the LIST and the reads: what has vanished is looked for in another
+//! listing. What is damaged is kept as [`Damage`], and read again by the next refresh.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::claim::Claim;
+use crate::format::container::{Header, Kind, SectionKind};
+use crate::format::ids::{GenerationId, ObjectHash, Txid};
+use crate::format::key::{GENERATIONS, Key, ObjectKey};
+use crate::format::segment::{Predecessor, SegmentIndex, decode_predecessors};
+use crate::materialize::cache::{Index, IndexPiece, Table};
+use crate::materialize::fetch::{self, Fetcher, PARALLEL};
+use crate::materialize::history::{
+    Damage, Damaged, History, Object, Parts, Point, ReadClaim, Segment, Snapshot,
+};
+use crate::materialize::plan::{self, Span};
+use crate::storage::Listed;
+use crate::storage::catalog::{Catalog, GenerationListing, SegmentListing, SnapshotListing};
+use futures_util::StreamExt;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Listings that one refresh takes at most.
+const LISTINGS: u32 = 3;
+/// Of the level-0 segments that no hint covers yet, every so manieth is read: a footer has hints for
+/// up to 64, fewer when they are large. The last round reads what is left.
+const STRIDES: [usize; 3] = [32, 8, 1];
+/// The largest claim that is read, bytes.
+const CLAIM_BYTES: u64 = 1 << 20;
+
+/// All generations that a listing shows.
+pub(crate) type Histories = BTreeMap<GenerationId, Arc<History>>;
+
+/// What was read so far, by key.
+pub(crate) struct Loader {
+    fetcher: Arc<Fetcher>,
+    /// The last listing.
+    catalog: Arc<Catalog>,
+    /// Nothing was damaged or missing in it.
+    is_settled: bool,
+    objects: HashMap<String, Arc<Object>>,
+    claims: HashMap<String, Arc<ReadClaim>>,
+    snapshots: HashMap<String, Arc<Snapshot>>,
+    segments: HashMap<String, Arc<Segment>>,
+}
+
+/// Something to read.
+enum Job {
+    Claim(GenerationId, Arc<Object>),
+    Snapshot(GenerationId, SnapshotListing, Arc<Object>),
+    Segment(GenerationId, SegmentListing, Arc<Object>),
+}
+
+impl Job {
+    async fn read(&self, fetcher: &Fetcher) -> Result<Loaded> {
+        match self {
+            Self::Claim(id, object) => read_claim(fetcher, *id, object).await,
+            Self::Snapshot(id, listed, object) => read_snapshot(fetcher, *id, listed, object).await,
+            Self::Segment(id, listed, object) => read_segment(fetcher, *id, listed, object).await,
+        }
+    }
+}
+
+/// Something that was read.
+enum Loaded {
+    Claim(ReadClaim),
+    Snapshot(Box<ReadSnapshot>),
+    Segment(Segment, Vec<Predecessor>),
+}
+
+/// A snapshot without the objects that its root names.
+struct ReadSnapshot {
+    header: Header,
+    root: crate::format::snapshot::MapRoot,
+    point: Point,
+    has_interior: bool,
+}
+
+/// What went wrong with which object.
+type Failures = HashMap<String, (GenerationId, Damaged, Error)>;
+
+/// What a refresh found.
+pub(crate) struct Refreshed {
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) histories: Histories,
+}
+
+impl Loader {
+    pub(crate) fn new(fetcher: Arc<Fetcher>) -> Self {
+        Self {
+            fetcher,
+            catalog: Arc::default(),
+            is_settled: false,
+            objects: HashMap::new(),
+            claims: HashMap::new(),
+            snapshots: HashMap::new(),
+            segments: HashMap::new(),
+        }
+    }
+
+    /// Lists the replica and reads what is new; `None` if nothing is.
+    ///
+    /// # Errors
+    /// `Unavailable`; `NotFound` if there is no replica. Damage is not an error here.
+    pub(crate) async fn refresh(&mut self, old: &Histories) -> Result<Option<Refreshed>> {
+        let mut listing = 0;
+        loop {
+            listing += 1;
+            let listed = self.fetcher.store.list(GENERATIONS, None).await?;
+            if listed.is_empty() {
+                let location = self.fetcher.store.location();
+                return Err(Error::not_found(format!(
+                    "{location} holds no replica: there is no object below {GENERATIONS}"
+                )));
+            }
+            let catalog = Catalog::new(listed);
+            if self.is_settled && catalog == *self.catalog {
+                return Ok(None);
+            }
+            self.forget_unlisted(&catalog);
+            let failures = self.read_new(&catalog).await?;
+            let vanished = failures
+                .values()
+                .any(|(_, _, e)| e.kind() == ErrorKind::NotFound);
+            // A listing is no single moment: what a root names may have come after its page of it.
+            let unsure = vanished || (!self.is_whole(&catalog) && *self.catalog != catalog);
+            let histories = self.assemble(&catalog, failures, old);
+            self.forget_incomplete();
+            self.catalog = Arc::new(catalog);
+            self.is_settled = histories.values().all(|history| history.damage.is_empty());
+            if !unsure || listing == LISTINGS {
+                let catalog = Arc::clone(&self.catalog);
+                return Ok(Some(Refreshed { catalog, histories }));
+            }
+        }
+    }
+
+    fn forget_unlisted(&mut self, catalog: &Catalog) {
+        let mut listed = HashSet::new();
+        for object in catalog.generations.values().flat_map(objects) {
+            listed.insert((object.key.as_str(), object.size));
+        }
+        let is_listed = |object: &Object| listed.contains(&(object.key.as_str(), object.size));
+        self.objects.retain(|_, object| {
+            let keep = is_listed(object);
+            if !keep {
+                object.set_gone();
+            }
+            keep
+        });
+        self.claims.retain(|key, _| self.objects.contains_key(key));
+        self.snapshots
+            .retain(|key, _| self.objects.contains_key(key));
+        self.segments
+            .retain(|key, _| self.objects.contains_key(key));
+        for object in catalog.generations.values().flat_map(objects) {
+            if !self.objects.contains_key(&object.key) {
+                let number = self.fetcher.cache.number_object();
+                let known = Object::new(number, object.key.clone(), object.size);
+                self.objects.insert(object.key.clone(), Arc::new(known));
+            }
+        }
+    }
+
+    fn object(&self, listed: &Listed) -> Arc<Object> {
+        Arc::clone(&self.objects[&listed.key])
+    }
+
+    /// True if all that the roots of snapshots name is listed.
+    fn is_whole(&self, catalog: &Catalog) -> bool {
+        let snapshots = catalog.generations.values().flat_map(|g| &g.snapshots);
+        snapshots
+            .filter_map(|snapshot| self.snapshots.get(&snapshot.object.key))
+            .all(|snapshot| self.is_complete(snapshot))
+    }
+
+    fn is_complete(&self, snapshot: &Snapshot) -> bool {
+        snapshot.root.homes.iter().all(|home| {
+            let listed = self.objects.get(&home.key);
+            listed.is_some_and(|object| object.size == home.length)
+        })
+    }
+
+    /// What such a snapshot lacks may be listed later; it is read again then.
+    fn forget_incomplete(&mut self) {
+        let snapshots = std::mem::take(&mut self.snapshots).into_iter();
+        self.snapshots = snapshots
+            .filter(|(_, snapshot)| self.is_complete(snapshot))
+            .collect();
+    }
+
+    async fn read_new(&mut self, catalog: &Catalog) -> Result<Failures> {
+        let mut failures = Failures::new();
+        let mut jobs = self.claims_and_snapshots(catalog);
+        for stride in STRIDES {
+            jobs.extend(self.segments_to_read(catalog, &failures, stride));
+            for (job, result) in self.run(std::mem::take(&mut jobs)).await {
+                self.keep(job, result, &mut failures)?;
+            }
+        }
+        Ok(failures)
+    }
+
+    fn claims_and_snapshots(&self, catalog: &Catalog) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for (&id, generation) in &catalog.generations {
+            let claim = generation.claim.iter();
+            let claim = claim.filter(|claim| !self.claims.contains_key(&claim.key));
+            jobs.extend(claim.map(|claim| Job::Claim(id, self.object(claim))));
+            for snapshot in &generation.snapshots {
+                if !self.snapshots.contains_key(&snapshot.object.key) {
+                    let object = self.object(&snapshot.object);
+                    jobs.push(Job::Snapshot(id, snapshot.clone(), object));
+                }
+            }
+        }
+        jobs
+    }
+
+    /// The segments to read now: all new merged ones that count, and a sample of level 0. Without a
+    /// snapshot a generation does not exist for readers, so its segments are left alone.
+    fn segments_to_read(&self, catalog: &Catalog, failures: &Failures, stride: usize) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        let with_snapshot = catalog
+            .generations
+            .iter()
+            .filter(|(_, g)| !g.snapshots.is_empty());
+        for (&id, generation) in with_snapshot {
+            let is_new = |segment: &&SegmentListing| {
+                let key = &segment.object.key;
+                !self.segments.contains_key(key) && !failures.contains_key(key)
+            };
+            let new = counting(generation).into_iter().filter(is_new);
+            let (uploads, merged): (Vec<_>, Vec<_>) = new.partition(|s| s.level == 0);
+            let sampled = plan::sample(uploads.len(), stride);
+            let sampled = sampled.into_iter().map(|index| uploads[index]);
+            jobs.extend(
+                merged
+                    .into_iter()
+                    .chain(sampled)
+                    .map(|segment| Job::Segment(id, segment.clone(), self.object(&segment.object))),
+            );
+        }
+        jobs
+    }
+
+    async fn run(&self, jobs: Vec<Job>) -> Vec<(Job, Result<Loaded>)> {
+        let read = |job: Job| {
+            let fetcher = Arc::clone(&self.fetcher);
+            async move {
+                let result = job.read(&fetcher).await;
+                (job, result)
+            }
+        };
+        let reads = futures_util::stream::iter(jobs).map(read);
+        reads.buffer_unordered(PARALLEL).collect().await
+    }
+
+    fn keep(&mut self, job: Job, result: Result<Loaded>, failures: &mut Failures) -> Result<()> {
+        let (id, what, object) = match job {
+            Job::Claim(id, object) => (id, Damaged::Claim, object),
+            Job::Snapshot(id, _, object) => (id, Damaged::Snapshot, object),
+            Job::Segment(id, listed, object) => (id, Damaged::Segment(listed.first), object),
+        };
+        match result {
+            Ok(Loaded::Claim(claim)) => {
+                self.claims.insert(object.key.clone(), Arc::new(claim));
+            }
+            Ok(Loaded::Snapshot(read)) => {
+                let snapshot = self.snapshot(&object, *read);
+                self.snapshots
+                    .insert(object.key.clone(), Arc::new(snapshot));
+            }
+            Ok(Loaded::Segment(segment, hints)) => {
+                self.segments.insert(object.key.clone(), Arc::new(segment));
+                self.take_hints(id, hints);
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Disk) => {
+                return Err(error);
+            }
+            Err(error) => {
+                failures.insert(object.key.clone(), (id, what, error));
+            }
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self, object: &Arc<Object>, read: ReadSnapshot) -> Snapshot {
+        let ReadSnapshot {
+            header,
+            root,
+            point,
+            has_interior,
+        } = read;
+        // A home that is not listed makes the snapshot incomplete, so that nothing is read from it;
+        // it may be listed next time, under the number that it gets then.
+        let homes = root.homes.iter();
+        let homes = homes.filter_map(|home| Some((home.id, self.objects.get(&home.key)?.clone())));
+        let itself = (header.object_id, Arc::clone(object));
+        Snapshot {
+            homes: homes.chain([itself]).collect(),
+            object: Arc::clone(object),
+            txid: header.last,
+            since: header.since,
+            is_exact: header.exact,
+            page_size: header.page_size,
+            root,
+            point,
+            has_interior,
+            interior_read: AtomicBool::new(false),
+        }
+    }
+
+    /// A hint counts only if the listing shows an object of that key and length.
+    fn take_hints(&mut self, id: GenerationId, hints: Vec<Predecessor>) {
+        for hint in hints {
+            let object = self.objects.get(&hint.key);
+            let object = object.filter(|object| object.size == hint.length);
+            let (Some(object), Some(index)) = (object, hint.index) else {
+                continue;
+            };
+            let upload = Key {
+                generation: id,
+                object: ObjectKey::Upload { first: hint.first },
+            };
+            if Key::parse(&hint.key) != Some(upload) || self.segments.contains_key(&hint.key) {
+                continue;
+            }
+            let segment = Segment {
+                object: Arc::clone(object),
+                level: 0,
+                first: hint.first,
+                last: hint.last,
+                previous: hint.previous,
+                hands_on: hint.hash,
+                page_size: None,
+                points: index.timeline.iter().map(Point::from).collect(),
+                marks: marks(&index),
+            };
+            keep_table(
+                &self.fetcher,
+                object,
+                fetch::segment_table(hint.object_id, index),
+            );
+            self.segments.insert(hint.key, Arc::new(segment));
+        }
+    }
+
+    fn assemble(&self, catalog: &Catalog, failures: Failures, old: &Histories) -> Histories {
+        let mut damage: HashMap<GenerationId, Vec<Damage>> = HashMap::new();
+        for (id, what, error) in failures.into_values() {
+            damage.entry(id).or_default().push(Damage {
+                what,
+                kind: match error.kind() {
+                    // Listed again and again, and not there: that is no absence to ask around.
+                    ErrorKind::NotFound => ErrorKind::Corrupt,
+                    kind => kind,
+                },
+                sentence: error.to_string(),
+            });
+        }
+        let mut histories = Histories::new();
+        for (&id, generation) in &catalog.generations {
+            let parts = self.parts(id, generation, damage.remove(&id).unwrap_or_default());
+            let kept = old.get(&id).filter(|history| history.is_made_from(&parts));
+            let history = kept
+                .cloned()
+                .unwrap_or_else(|| Arc::new(History::new(parts)));
+            histories.insert(id, history);
+        }
+        histories
+    }
+
+    fn parts(
+        &self,
+        id: GenerationId,
+        generation: &GenerationListing,
+        mut damage: Vec<Damage>,
+    ) -> Parts {
+        damage.sort_by(|a, b| a.sentence.cmp(&b.sentence));
+        let claim = generation.claim.as_ref();
+        let snapshots = generation.snapshots.iter();
+        let snapshots = snapshots.filter_map(|s| self.snapshots.get(&s.object.key));
+        let segments = counting(generation).into_iter();
+        Parts {
+            id,
+            claim: claim.and_then(|claim| self.claims.get(&claim.key).cloned()),
+            snapshots: snapshots
+                .map(|snapshot| (Arc::clone(snapshot), self.is_complete(snapshot)))
+                .collect(),
+            segments: segments
+                .filter_map(|s| self.segments.get(&s.object.key).cloned())
+                .collect(),
+            damage,
+        }
+    }
+}
+
+fn objects(generation: &GenerationListing) -> impl Iterator<Item = &Listed> {
+    let claim = generation.claim.iter();
+    let parts = generation.parts.iter().map(|part| &part.object);
+    let snapshots = generation.snapshots.iter().map(|snapshot| &snapshot.object);
+    let segments = generation.segments.iter().map(|segment| &segment.object);
+    claim.chain(parts).chain(snapshots).chain(segments)
+}
+
+/// The segments of a generation that stand for anything, in the order of the listing.
+fn counting(generation: &GenerationListing) -> Vec<&SegmentListing> {
+    let spans: Vec<Span> = generation.segments.iter().map(span).collect();
+    let mut indexes: Vec<usize> = plan::cover(&spans)
+        .iter()
+        .map(|piece| piece.index)
+        .collect();
+    indexes.sort_unstable();
+    indexes.dedup();
+    indexes
+        .into_iter()
+        .map(|index| &generation.segments[index])
+        .collect()
+}
+
+fn span(segment: &SegmentListing) -> Span {
+    Span {
+        level: segment.level,
+        first: segment.first,
+        // The newest segment of level 0 goes on until its footer says otherwise.
+        last: segment.last.or(Txid::new(u64::MAX)).expect("it is not 0"),
+    }
+}
+
+async fn read_claim(fetcher: &Fetcher, id: GenerationId, object: &Object) -> Result<Loaded> {
+    let location = fetcher.store.location();
+    let named = |e: Error| e.context(format!("read {location}/{}", object.key));
+    if object.size > CLAIM_BYTES {
+        let size = object.size;
+        return Err(named(Error::corrupt(format!(
+            "a claim of {size} bytes, expected at most {CLAIM_BYTES}"
+        ))));
+    }
+    let bytes = fetcher.store.get_range(&object.key, 0, object.size).await?;
+    let claim = Claim::decode(&bytes).map_err(named)?;
+    if claim.generation != id {
+        let seen = claim.generation;
+        return Err(named(Error::corrupt(format!(
+            "it is the claim of generation {seen}"
+        ))));
+    }
+    let hash = ObjectHash(*blake3::hash(&bytes).as_bytes());
+    Ok(Loaded::Claim(ReadClaim { claim, hash }))
+}
+
+async fn read_snapshot(
+    fetcher: &Fetcher,
+    id: GenerationId,
+    listed: &SnapshotListing,
+    object: &Object,
+) -> Result<Loaded> {
+    let stored = fetcher.open(object).await?;
+    let header = &stored.footer.header;
+    let wrong = |what: &str| {
+        let location = fetcher.store.location();
+        Error::corrupt(format!("{location}/{}: {what}", object.key))
+    };
+    agree(id, Kind::Snapshot, Some(listed.hash8), &stored.footer).map_err(wrong)?;
+    let index = fetcher.snapshot_index(&stored).await?;
+    let root = index
+        .root
+        .clone()
+        .ok_or_else(|| wrong("it has no page map"))?;
+    let entry = index.timeline.ok_or_else(|| wrong("it has no timeline"))?;
+    let at = (header.last, entry.txid, entry.time, entry.pages);
+    if at != (listed.txid, listed.txid, listed.time, root.pages) || header.since > header.last {
+        return Err(wrong(
+            "its header, its timeline and its key contradict each other",
+        ));
+    }
+    let read = ReadSnapshot {
+        header: header.clone(),
+        root,
+        point: Point::from(&entry),
+        has_interior: stored.footer.section(SectionKind::InteriorPages).is_some(),
+    };
+    let table = fetch::snapshot_table(header.object_id, index);
+    keep_table(fetcher, object, table);
+    Ok(Loaded::Snapshot(Box::new(read)))
+}
+
+async fn read_segment(
+    fetcher: &Fetcher,
+    id: GenerationId,
+    listed: &SegmentListing,
+    object: &Arc<Object>,
+) -> Result<Loaded> {
+    let stored = fetcher.open(object).await?;
+    let header = stored.footer.header.clone();
+    let wrong = |what: &str| {
+        let location = fetcher.store.location();
+        Error::corrupt(format!("{location}/{}: {what}", object.key))
+    };
+    agree(id, Kind::Segment, listed.hash8, &stored.footer).map_err(wrong)?;
+    let index = fetcher.segment_index(&stored).await?;
+    let ends_as_named = listed.level == 0 || Some(header.last) == listed.last;
+    if header.level != listed.level || header.first != listed.first || !ends_as_named {
+        return Err(wrong("its header and its key contradict each other"));
+    }
+    let hints = match stored.footer.section(SectionKind::Predecessors) {
+        Some(_) => {
+            let section = stored
+                .section(&*fetcher.store, SectionKind::Predecessors)
+                .await?;
+            decode_predecessors(&section).map_err(|e| e.context(&object.key))?
+        }
+        None => Vec::new(),
+    };
+    let segment = Segment {
+        object: Arc::clone(object),
+        level: header.level,
+        first: header.first,
+        last: header.last,
+        previous: header.previous,
+        hands_on: match header.level {
+            0 => stored.footer.hash,
+            _ => header.last_input,
+        },
+        page_size: Some(header.page_size),
+        points: index.timeline.iter().map(Point::from).collect(),
+        marks: marks(&index),
+    };
+    keep_table(
+        fetcher,
+        object,
+        fetch::segment_table(header.object_id, index),
+    );
+    Ok(Loaded::Segment(segment, hints))
+}
+
+fn keep_table(fetcher: &Fetcher, object: &Object, table: Table) {
+    let index = Index::Table(Arc::new(table));
+    fetcher
+        .cache
+        .put_index(object.number, IndexPiece::Table, index);
+}
+
+/// What an object says of itself must be what its key says.
+fn agree(
+    id: GenerationId,
+    kind: Kind,
+    hash8: Option<u32>,
+    footer: &crate::format::container::Footer,
+) -> Result<(), &'static str> {
+    if footer.header.kind != kind {
+        return Err("it is an object of another kind");
+    }
+    if footer.header.generation != id {
+        return Err("it belongs to another generation");
+    }
+    if hash8.is_some_and(|hash8| hash8 != footer.hash.hash8()) {
+        return Err("its hash is not the one in its key");
+    }
+    Ok(())
+}
+
+fn marks(index: &SegmentIndex) -> Box<[Txid]> {
+    let marked = index.timeline.iter().filter(|entry| entry.in_snapshot);
+    marked.map(|entry| entry.txid).collect()
+}
