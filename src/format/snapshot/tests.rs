@@ -357,6 +357,43 @@ proptest! {
 }
 
 #[test]
+fn a_leaf_changed_behind_its_checksum_is_refused_or_still_a_leaf() {
+    let leaf = Leaf {
+        runs: vec![
+            run(4097, 5, OTHER, 900),
+            run(4110, 200, OWN, 0),
+            run(8191, 2, OTHER, 905),
+        ],
+    };
+    let mut object = ObjectWriter::new(Cursor::new(Vec::new())).unwrap();
+    let stored = leaf.encode(&mut object).unwrap();
+    for (at, mask) in (0..stored.len()).flat_map(|at| (0..=255).map(move |mask| (at, mask))) {
+        let mut changed = stored.clone();
+        changed[at] ^= mask;
+        let place = LeafRef {
+            object: OWN,
+            offset: 264,
+            length: changed.len() as u32,
+            checksum: xxh3_64(&changed),
+        };
+        match place.open(&changed) {
+            Ok(changed) if mask == 0 => assert_eq!(changed, leaf),
+            Ok(changed) => {
+                let number = changed.runs.first().map_or(0, Run::leaf);
+                assert!(changed.runs.iter().all(|run| run.leaf() == number));
+                assert!(
+                    changed
+                        .runs
+                        .windows(2)
+                        .all(|p| p[0].end() <= p[1].first.get().into())
+                );
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt),
+        }
+    }
+}
+
+#[test]
 fn a_leaf_that_claims_too_much_is_refused() {
     let leaf = |stored: Vec<u8>| LeafRef {
         object: OWN,
