@@ -33,3 +33,134 @@ pub fn random(bytes: &mut [u8]) -> Result<()> {
     getrandom::fill(bytes)
         .map_err(|e| Error::unavailable(format!("the system gave no random bytes: {e}")))
 }
+
+/// Parses `10s`, `500ms`, `1h30m`, `7d`, `1y` (days of 24 hours, years of 365 days), or `0`.
+///
+/// # Errors
+/// `Invalid`, with the forms that would do.
+pub fn parse_duration(text: &str) -> Result<Duration> {
+    const UNITS: [(&str, u64); 7] = [
+        ("ms", 1),
+        ("s", 1000),
+        ("m", 60 * 1000),
+        ("h", 60 * 60 * 1000),
+        ("d", 24 * 60 * 60 * 1000),
+        ("w", 7 * 24 * 60 * 60 * 1000),
+        ("y", 365 * 24 * 60 * 60 * 1000),
+    ];
+    let wrong = || {
+        Error::invalid(format!(
+            "{text:?} is no duration: say 10s, 500ms, 1h30m, 7d, 1y or 0"
+        ))
+    };
+    let mut rest = text;
+    let mut millis: u64 = 0;
+    while !rest.is_empty() && text != "0" {
+        let (number, behind) = split(rest, |c| c.is_ascii_digit()).ok_or_else(wrong)?;
+        let (unit, behind) = split(behind, |c| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
+        let (_, factor) = UNITS
+            .iter()
+            .find(|(name, _)| *name == unit)
+            .ok_or_else(wrong)?;
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        millis = number
+            .checked_mul(*factor)
+            .and_then(|part| millis.checked_add(part))
+            .ok_or_else(wrong)?;
+        rest = behind;
+    }
+    if text.is_empty() {
+        Err(wrong())
+    } else {
+        Ok(Duration::from_millis(millis))
+    }
+}
+
+/// Parses a size in bytes: `4MiB`, `1GiB`, `64KiB`, `500MB`, `4096`.
+///
+/// # Errors
+/// `Invalid`, with the forms that would do.
+pub fn parse_size(text: &str) -> Result<u64> {
+    const UNITS: [(&str, u64); 10] = [
+        ("", 1),
+        ("B", 1),
+        ("KB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+    ];
+    let parse = || {
+        let (number, unit) = split(text, |c| c.is_ascii_digit())?;
+        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
+        number.parse::<u64>().ok()?.checked_mul(*factor)
+    };
+    parse().ok_or_else(|| {
+        Error::invalid(format!(
+            "{text:?} is no size: say 4MiB, 64KiB, 1GiB, 500MB or 4096"
+        ))
+    })
+}
+
+/// The longest non-empty start of `text` that is made of such characters, and the rest.
+fn split(text: &str, is: impl Fn(char) -> bool) -> Option<(&str, &str)> {
+    let end = text.find(|c| !is(c)).unwrap_or(text.len());
+    (end > 0).then(|| text.split_at(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_sums_of_numbers_with_units() {
+        for (text, millis) in [
+            ("0", 0),
+            ("10s", 10_000),
+            ("500ms", 500),
+            ("1h30m", 5_400_000),
+            ("7d", 604_800_000),
+            ("1y", 31_536_000_000),
+        ] {
+            assert_eq!(
+                parse_duration(text).unwrap(),
+                Duration::from_millis(millis),
+                "{text}"
+            );
+        }
+        for wrong in [
+            "",
+            "10",
+            "s",
+            "1x",
+            "-1s",
+            "1s2",
+            "99999999999999999999s",
+            "9999999999999y",
+        ] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(
+            parse_duration("soon").unwrap_err().to_string(),
+            "\"soon\" is no duration: say 10s, 500ms, 1h30m, 7d, 1y or 0"
+        );
+    }
+
+    #[test]
+    fn sizes_are_numbers_with_a_unit() {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("4MiB", 4 << 20),
+            ("500MB", 500_000_000),
+            ("1GiB", 1 << 30),
+        ] {
+            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
+        }
+        for wrong in ["", "MiB", "4M", "4 MiB", "-4", "99999999TiB"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -11,3 +11,5 @@ pub mod materialize;
 pub mod replicate;
 
 pub mod mount;
+
+pub mod daemon;

@@ -48,7 +48,7 @@ impl Capture {
     ///
     /// # Errors
     /// `Disk`.
-    pub async fn stop(self) -> Result<()> {
+    pub async fn stop(&self) -> Result<()> {
         todo!()
     }
 }
@@ -68,6 +68,16 @@ impl SnapshotPin {
 
     /// The commit whose state this is; when no longer exact, the state before the first page read.
     pub fn seq(&self) -> u64 {
+        todo!()
+    }
+
+    /// Where SQLite's WAL stood at `seq`.
+    pub fn end(&self) -> crate::format::ids::WalEnd {
+        todo!()
+    }
+
+    /// Gives up exactness: what is read from now on is read in short read transactions.
+    pub fn let_go(&mut self) {
         todo!()
     }
 

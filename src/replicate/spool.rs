@@ -68,7 +68,7 @@ pub struct Tip {
 }
 
 /// One captured commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpooledCommit {
     /// Its number over the life of the spool.
     pub seq: u64,

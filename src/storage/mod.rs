@@ -9,6 +9,7 @@ pub mod catalog;
 #[doc(hidden)]
 pub mod conformance;
 pub mod directory;
+pub mod durable;
 pub mod fault;
 pub mod memory;
 pub mod object;

@@ -1,0 +1,119 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use sqlrepl::config::{parse_duration, parse_size};
+use sqlrepl::format::ids::GenerationId;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// SQLite replication with time travel: every commit stays a file that opens in milliseconds.
+#[derive(Debug, Parser)]
+#[command(name = "sqlrepl", version, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Send every commit of a database to its replicas, until SIGINT or SIGTERM
+    Replicate(Replicate),
+    /// Wait until everything committed by now is durable on the replicas
+    Sync(Sync),
+    /// Show replicas as files: one for each moment of each database
+    Mount(Mount),
+    /// List the restore points of a replica
+    Points(Points),
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Replicate {
+    /// The database file
+    pub(crate) database: PathBuf,
+    /// Where its replicas lie: one directory each
+    #[arg(required = true)]
+    pub(crate) replicas: Vec<String>,
+    /// How long the first commit that is not sent waits for company; 0 sends at once
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    pub(crate) sync_interval: Duration,
+    /// Size of the -wal file past which we see to its restart
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = parse_size)]
+    pub(crate) wal_size: u64,
+    /// Never take SQLite's write lock, not even for the 10 ms that end a WAL nothing else ends
+    #[arg(long)]
+    pub(crate) no_writer_lock: bool,
+    /// Where the spool lies [default: .<file>-sqlrepl beside the database]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) meta_path: Option<PathBuf>,
+    /// Bytes that the spool and a held-back WAL may take [default: a tenth of the free space, at
+    /// most 10GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_spool_size: Option<u64>,
+    /// How often to look at the database without having been woken
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    pub(crate) monitor_interval: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sync {
+    /// The database file
+    pub(crate) database: PathBuf,
+    /// Only this replica, as it was given to `replicate`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) replica: Option<String>,
+    /// Give up after this long
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Where the spool of `replicate` lies [default: .<file>-sqlrepl beside the database]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) meta_path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mount {
+    /// A replica, or a directory of replicas
+    pub(crate) source: String,
+    /// An empty directory
+    pub(crate) mountpoint: PathBuf,
+    /// Let other users look, too
+    #[arg(long)]
+    pub(crate) allow_other: bool,
+    /// Bytes of pages kept in memory
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
+    pub(crate) page_cache: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Listing {
+    /// The replica
+    pub(crate) replica: String,
+    /// Print one JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OfGeneration {
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+    /// Only this generation
+    #[arg(long, value_name = "G")]
+    pub(crate) generation: Option<GenerationId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Points {
+    #[command(flatten)]
+    pub(crate) of: OfGeneration,
+    /// From this moment on
+    #[arg(long, value_name = "T")]
+    pub(crate) since: Option<String>,
+    /// Up to this moment
+    #[arg(long, value_name = "T")]
+    pub(crate) until: Option<String>,
+    /// Only the newest so many
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+}

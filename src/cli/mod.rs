@@ -1,0 +1,147 @@
+//! The binary: parses the command line, runs one subcommand, turns what came of it into an exit
+//! code. The clock and the signals come in here.
+
+mod args;
+mod mount;
+mod points;
+mod replicate;
+mod sync;
+mod table;
+
+use clap::Parser;
+use sqlrepl::config::Clock;
+use sqlrepl::error::{Error, ErrorKind, Result};
+use sqlrepl::format::ids::Timestamp;
+use sqlrepl::materialize::cache::BlockCache;
+use sqlrepl::materialize::replica::Replica;
+use sqlrepl::storage::Store;
+use sqlrepl::storage::directory::DirectoryStore;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Pages that a command keeps in memory, bytes.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// Runs the program.
+pub(crate) fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    start_log();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("sqlrepl: {e}");
+            exit_code(e.kind())
+        }
+    }
+}
+
+fn run(command: args::Command) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::disk("start the runtime", e))?;
+    let done = runtime.block_on(async {
+        match command {
+            args::Command::Replicate(args) => replicate::run(args).await,
+            args::Command::Sync(args) => sync::run(args).await,
+            args::Command::Mount(args) => mount::run(args).await,
+            args::Command::Points(args) => points::run(args).await,
+            args::Command::Version => {
+                println!("sqlrepl {}", env!("CARGO_PKG_VERSION"));
+                Ok(())
+            }
+        }
+    });
+    // What still runs holds nothing that its end could harm; a read of a store that hangs must not
+    // hold up the exit.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
+}
+
+/// 0 done, 1 failed, 2 usage or config, 3 no such database or moment.
+fn exit_code(kind: ErrorKind) -> ExitCode {
+    match kind {
+        ErrorKind::Invalid => ExitCode::from(2),
+        ErrorKind::NotFound => ExitCode::from(3),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn start_log() {
+    // fuser logs each reply to a reader that was killed as an error.
+    let filter =
+        EnvFilter::try_from_env("SQLREPL_LOG").unwrap_or_else(|_| EnvFilter::new("info,fuser=off"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+/// The system's clock.
+fn clock() -> Clock {
+    Arc::new(|| {
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+    })
+}
+
+/// Returns at SIGINT or SIGTERM. The signals are caught from the call on; a second one ends the
+/// process at once.
+fn stop_signal() -> Result<impl Future<Output = ()>> {
+    let catch = |kind| signal(kind).map_err(|e| Error::disk("catch signals", e));
+    let mut interrupt = catch(SignalKind::interrupt())?;
+    let mut terminate = catch(SignalKind::terminate())?;
+    Ok(async move {
+        let first = tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+        };
+        tracing::info!("{first}: ending");
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            tracing::warn!("second signal: ended at once");
+            std::process::exit(1);
+        });
+    })
+}
+
+/// The store at a place that the user named.
+fn store_at(place: &str) -> Result<Arc<dyn Store>> {
+    if let Some((scheme, _)) = place.split_once("://") {
+        return Err(Error::invalid(format!(
+            "{place}: {scheme} is no kind of replica; give a directory"
+        )));
+    }
+    Ok(DirectoryStore::open(Path::new(place))?)
+}
+
+/// The store at a place that must be there already, to be read.
+fn existing_store_at(place: &str) -> Result<Arc<dyn Store>> {
+    if !place.contains("://") && !Path::new(place).is_dir() {
+        return Err(Error::not_found(format!(
+            "{place}: no such directory, so no replica is there"
+        )));
+    }
+    store_at(place)
+}
+
+/// The replica at a place that must be there already, read once.
+async fn replica_at(place: &str) -> Result<Arc<Replica>> {
+    let cache = Arc::new(BlockCache::new(CACHE_BYTES));
+    let replica = Replica::new(existing_store_at(place)?, cache);
+    replica.refresh().await?;
+    Ok(replica)
+}

@@ -1,0 +1,40 @@
+//! `sqlrepl mount`
+
+use crate::cli::args::Mount;
+use crate::cli::{clock, existing_store_at, stop_signal};
+use sqlrepl::error::Result;
+use sqlrepl::mount::session::{self, MountOptions, Ready};
+use std::path::PathBuf;
+
+pub(crate) async fn run(args: Mount) -> Result<()> {
+    let source = existing_store_at(&args.source)?;
+    let options = MountOptions {
+        cache_bytes: args.page_cache,
+        allow_other: args.allow_other,
+        keep_out: PathBuf::from(&args.source)
+            .canonicalize()
+            .into_iter()
+            .collect(),
+        ..MountOptions::default()
+    };
+    let stop = stop_signal()?;
+    session::run(
+        vec![source],
+        &args.mountpoint,
+        options,
+        clock(),
+        say_ready,
+        stop,
+    )
+    .await
+}
+
+/// The one line of a mount.
+fn say_ready(ready: &Ready) {
+    let place = ready.mountpoint.display();
+    match ready.databases {
+        Some(1) => println!("mounted 1 database on {place}"),
+        Some(databases) => println!("mounted {databases} databases on {place}"),
+        None => println!("mounted on {place}; it fills when the replicas answer"),
+    }
+}

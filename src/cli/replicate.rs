@@ -1,0 +1,71 @@
+//! `sqlrepl replicate`
+
+use crate::cli::args::Replicate;
+use crate::cli::{clock, stop_signal, store_at};
+use sqlrepl::config::CaptureSettings;
+use sqlrepl::daemon::{self, Replica, Replicated};
+use sqlrepl::error::{Error, Result};
+use std::path::{Path, PathBuf};
+
+pub(crate) async fn run(args: Replicate) -> Result<()> {
+    let database = full_path(&args.database)?;
+    let mut replicas: Vec<Replica> = Vec::new();
+    for place in &args.replicas {
+        let store = store_at(place)?;
+        if replicas
+            .iter()
+            .any(|other| other.store.location() == store.location())
+        {
+            return Err(Error::invalid(format!("{place} is given twice")));
+        }
+        replicas.push(Replica {
+            name: place.clone(),
+            store,
+            sync_interval: args.sync_interval,
+        });
+    }
+    let meta_path = args
+        .meta_path
+        .unwrap_or_else(|| daemon::default_meta_path(&database));
+    let settings = Replicated {
+        capture: CaptureSettings {
+            database,
+            meta_path,
+            wal_size: args.wal_size,
+            writer_lock: !args.no_writer_lock,
+            monitor_interval: args.monitor_interval,
+            max_spool_size: args.max_spool_size,
+        },
+        replicas,
+        host: host(),
+    };
+    daemon::run(settings, clock(), stop_signal()?).await
+}
+
+/// The absolute path of a database that may not be there yet. Its directory must be.
+pub(crate) fn full_path(database: &Path) -> Result<PathBuf> {
+    let wrong = |why: &str| Error::invalid(format!("{}: {why}", database.display()));
+    let name = database
+        .file_name()
+        .ok_or_else(|| wrong("not the path of a database file"))?;
+    if let Ok(path) = database.canonicalize() {
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(wrong("not a file"))
+        };
+    }
+    let directory = match database.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let directory = directory
+        .canonicalize()
+        .map_err(|e| wrong("its directory does not exist").because(e))?;
+    Ok(directory.join(name))
+}
+
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}

@@ -1,0 +1,96 @@
+//! Aligned tables, and JSON arrays of the same rows.
+
+use serde_json::{Map, Value};
+
+/// How a column lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Align {
+    Left,
+    Right,
+}
+
+/// A column: its heading, which in lower case is its name in JSON.
+pub(crate) type Column = (&'static str, Align);
+
+/// Prints rows as a table, or as one JSON array of objects.
+pub(crate) fn print(columns: &[Column], rows: &[Vec<Value>], json: bool) {
+    if json {
+        println!("{}", as_json(columns, rows));
+    } else {
+        print!("{}", as_text(columns, rows));
+    }
+}
+
+fn as_json(columns: &[Column], rows: &[Vec<Value>]) -> Value {
+    let object = |row: &Vec<Value>| {
+        let names = columns.iter().map(|(name, _)| name.to_lowercase());
+        Value::Object(names.zip(row.iter().cloned()).collect::<Map<_, _>>())
+    };
+    rows.iter().map(object).collect()
+}
+
+fn as_text(columns: &[Column], rows: &[Vec<Value>]) -> String {
+    let heading: Vec<String> = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let cells = rows.iter().map(|row| row.iter().map(cell).collect());
+    let lines: Vec<Vec<String>> = std::iter::once(heading).chain(cells).collect();
+    let width = |at: usize| lines.iter().map(|line| line[at].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let padded: Vec<String> = line
+            .iter()
+            .zip(columns.iter().zip(&widths))
+            .map(|(cell, ((_, align), width))| match align {
+                Align::Left => format!("{cell:width$}"),
+                Align::Right => format!("{cell:>width$}"),
+            })
+            .collect();
+        text.push_str(padded.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const COLUMNS: [Column; 3] = [
+        ("NAME", Align::Left),
+        ("SIZE", Align::Right),
+        ("EXACT", Align::Left),
+    ];
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = vec![
+            vec![json!("a"), json!(12345), json!(true)],
+            vec![json!("bcdefg"), Value::Null, json!(false)],
+        ];
+        assert_eq!(
+            as_text(&COLUMNS, &rows),
+            "NAME     SIZE  EXACT\na       12345  yes\nbcdefg      -  no\n"
+        );
+    }
+
+    #[test]
+    fn json_keeps_numbers_and_absent_values() {
+        let rows = vec![vec![json!("a"), json!(7), Value::Null]];
+        assert_eq!(
+            as_json(&COLUMNS, &rows).to_string(),
+            r#"[{"exact":null,"name":"a","size":7}]"#
+        );
+        assert_eq!(as_json(&COLUMNS, &[]).to_string(), "[]");
+    }
+}

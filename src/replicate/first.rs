@@ -1,0 +1,405 @@
+//! The first snapshot of a generation: every page of the live database, read in page order, less
+//! those that the replica holds already.
+//!
+//! Read at one commit if that is possible without getting in the application's way (*exact*).
+//! Otherwise *fuzzy*: no page is older than txid 1, and the snapshot is valid from txid X on, the
+//! last transaction of a segment that was stored after the last page was read; readers lay every
+//! newer version over it.
+
+use crate::error::{Error, Result};
+use crate::format::container::{Header, Kind, ScratchFile};
+use crate::format::ids::{ObjectId, PageHash, PageSize, Pgno, Txid, WalEnd};
+use crate::format::interior::InteriorPages;
+use crate::format::key::{Key, ObjectKey};
+use crate::format::segment::TimelineEntry;
+use crate::format::snapshot::{
+    self, Home, LEAF_PAGES, LeafSource, MapToWrite, Run, SnapshotWriter,
+};
+use crate::replicate::act::SnapshotPin;
+use crate::replicate::known::{KnownPages, within_leaf};
+use crate::replicate::put;
+use crate::replicate::state::StoredPart;
+use crate::storage::{Listed, Store};
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::runtime::Handle;
+
+/// Raw bytes that one object holds at most: with its index it then stays below 1 GiB, also when
+/// nothing compresses.
+const OBJECT_BYTES: u64 = 960 << 20;
+
+/// What a first snapshot is made from and into.
+pub struct FirstSnapshot {
+    /// The replica.
+    pub store: Arc<dyn Store>,
+    /// Where objects wait until they are stored.
+    pub pending: PathBuf,
+    /// The ids, generation and parent of the object to come; the rest is filled in here.
+    pub header: Header,
+    /// What need not be uploaded.
+    pub known: KnownPages,
+    /// Parts that an earlier attempt stored.
+    pub parts: Vec<StoredPart>,
+    /// Set when the snapshot is no longer wanted.
+    pub cancelled: Arc<AtomicBool>,
+}
+
+/// Everything is read; what is missing is the txid from which it is valid.
+pub struct PagesRead {
+    job: FirstSnapshot,
+    writer: SnapshotWriter<BufWriter<File>>,
+    file: PathBuf,
+    interior: InteriorPages,
+    page_size: PageSize,
+    /// The pages that were read: 1 to this one.
+    pages: u32,
+    /// All of them were read at the first commit of the pin.
+    pub exact: bool,
+    /// Some were left out because the replica has them.
+    reused: bool,
+}
+
+/// The moment from which the snapshot is valid.
+#[derive(Clone, Copy, Debug)]
+pub struct ValidFrom {
+    /// Its txid, time and size.
+    pub entry: TimelineEntry,
+    /// SQLite's WAL there.
+    pub end: WalEnd,
+}
+
+/// Where the reading is, for the log.
+struct Progress {
+    pages: u32,
+    tenths: u32,
+}
+
+impl FirstSnapshot {
+    /// Reads all pages; stores what exceeds one object as parts, and calls `on_part` for each.
+    /// Blocking: `runtime` does the work of the store meanwhile.
+    ///
+    /// # Errors
+    /// `Disk`, `Unavailable`; `Conflict` if the run of the pin ended.
+    pub fn read(
+        mut self,
+        mut pin: SnapshotPin,
+        runtime: &Handle,
+        mut on_part: impl FnMut(&StoredPart),
+    ) -> Result<PagesRead> {
+        let (page_size, pages) = pin.size();
+        self.header.page_size = page_size;
+        let scratch = scratch_in(&self.pending);
+        let mut interior = InteriorPages::new(page_size, &scratch)?;
+        let (mut writer, mut file) = self.start_object(page_size)?;
+        let mut next = self.parts.last().map_or(1, |part| part.last_page + 1);
+        if u64::from(pages) * page_size.bytes() as u64 > OBJECT_BYTES {
+            pin.let_go();
+        }
+        let per_object = self.pages_per_object(page_size);
+        let mut compared = Compared::default();
+        let mut progress = Progress { pages, tenths: 0 };
+        let mut page = vec![0; page_size.bytes()];
+        let (mut stored, mut reused, mut sqlite_version) = (0, false, 0);
+        while next <= pages {
+            let pgno = Pgno::new(next).expect("pages count from 1");
+            if self.cancelled.load(Ordering::Relaxed) {
+                return Err(Error::conflict(
+                    "the generation ended while it was being made",
+                ));
+            }
+            pin.read(pgno, &mut page)?;
+            interior.offer(pgno, &page)?;
+            if pgno == Pgno::FIRST {
+                sqlite_version = u32::from_be_bytes([page[96], page[97], page[98], page[99]]);
+            }
+            if compared.is_known(&mut self.known, runtime, pgno, &page)? {
+                reused = true;
+            } else {
+                writer.push(pgno, &page)?;
+                stored += 1;
+            }
+            if stored == per_object && next < pages {
+                let part = self.store_part(writer, &file, next, runtime)?;
+                on_part(&part);
+                self.parts.push(part);
+                (writer, file) = self.start_object(page_size)?;
+                stored = 0;
+            }
+            progress.log(&self.header, next);
+            next += 1;
+        }
+        self.header.sqlite_version = sqlite_version.max(self.header.sqlite_version);
+        let exact = pin.is_exact();
+        Ok(PagesRead {
+            job: self,
+            writer,
+            file,
+            interior,
+            page_size,
+            pages,
+            exact,
+            reused,
+        })
+    }
+
+    /// At most what an object may hold, and no more than a quarter of the room on the local disk,
+    /// where an object waits until it is stored.
+    fn pages_per_object(&self, page_size: PageSize) -> u64 {
+        let room = nix::sys::statvfs::statvfs(&self.pending).map_or(u64::MAX, |fs| {
+            fs.blocks_available() as u64 * fs.fragment_size() as u64
+        });
+        OBJECT_BYTES.min((room / 4).max(16 << 20)) / page_size.bytes() as u64
+    }
+
+    fn start_object(
+        &mut self,
+        page_size: PageSize,
+    ) -> Result<(SnapshotWriter<BufWriter<File>>, PathBuf)> {
+        let mut id = [0; 8];
+        crate::config::random(&mut id)?;
+        self.header.object_id = ObjectId(id);
+        let file = self
+            .pending
+            .join(format!("{}-{}", self.header.generation, ObjectId(id)));
+        let out = File::create(&file)
+            .map_err(|e| Error::disk(format!("create {}", file.display()), e))?;
+        let out = BufWriter::with_capacity(256 << 10, out);
+        let scratch = scratch_in(&self.pending);
+        Ok((
+            SnapshotWriter::new(out, self.header.object_id, page_size, &scratch)?,
+            file,
+        ))
+    }
+
+    fn store_part(
+        &mut self,
+        writer: SnapshotWriter<BufWriter<File>>,
+        file: &Path,
+        last_page: u32,
+        runtime: &Handle,
+    ) -> Result<StoredPart> {
+        let first = writer.stored().first().expect("a part holds pages").first;
+        let header = Header {
+            kind: Kind::Part,
+            ..self.header.clone()
+        };
+        let (out, written) = writer.finish_part(&header)?;
+        sync(out, file)?;
+        let object = ObjectKey::Part {
+            since: header.since,
+            first,
+            hash8: written.hash.hash8(),
+        };
+        let key = Key {
+            generation: header.generation,
+            object,
+        }
+        .to_string();
+        runtime.block_on(put::put_object(&*self.store, &key, file, &written.hash))?;
+        remove(file)?;
+        Ok(StoredPart {
+            key,
+            length: written.length,
+            object: written.object_id,
+            last_page,
+        })
+    }
+}
+
+impl PagesRead {
+    /// How many pages were read.
+    pub fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// Writes the map, stores the snapshot and makes sure that all that it needs is still there.
+    /// `valid_from` lies at or behind everything that was read. Returns the snapshot's txid.
+    ///
+    /// # Errors
+    /// `Disk`, `Unavailable`; `NotFound` if an object that the map needs is gone.
+    pub async fn store(self, valid_from: ValidFrom) -> Result<Txid> {
+        let Self {
+            mut job,
+            writer,
+            file,
+            interior,
+            page_size,
+            pages,
+            reused,
+            ..
+        } = self;
+        let entry = valid_from.entry;
+        for part in &job.parts {
+            let listed = Listed {
+                key: part.key.clone(),
+                size: part.length,
+                modified: entry.time,
+            };
+            job.known.add_part(&listed, page_size).await?;
+        }
+        let own = writer.stored().to_vec();
+        let (leaves, homes) = map(&job.known, &own, pages.min(entry.pages), entry.pages).await?;
+        let header = Header {
+            kind: Kind::Snapshot,
+            first: entry.txid,
+            last: entry.txid,
+            end: valid_from.end,
+            exact: entry.txid == Txid::FIRST && !reused && own_pages(&homes, &job.parts),
+            ..job.header
+        };
+        let map = MapToWrite {
+            pages: entry.pages,
+            homes: &homes,
+            leaves: &leaves,
+        };
+        let written = tokio::task::block_in_place(|| {
+            let (out, written) = writer.finish(&header, &map, entry, Some(interior))?;
+            sync(out, &file)?;
+            Ok::<_, Error>(written)
+        })?;
+        let object = ObjectKey::Snapshot {
+            txid: entry.txid,
+            time: entry.time,
+            hash8: written.hash.hash8(),
+        };
+        let key = Key {
+            generation: header.generation,
+            object,
+        }
+        .to_string();
+        put::put_object(&*job.store, &key, &file, &written.hash).await?;
+        all_listed(&*job.store, &key, &homes).await?;
+        remove(&file)?;
+        Ok(entry.txid)
+    }
+}
+
+/// An exact snapshot holds every page itself or in its own parts.
+fn own_pages(homes: &[Home], parts: &[StoredPart]) -> bool {
+    homes
+        .iter()
+        .all(|home| parts.iter().any(|part| part.object == home.id))
+}
+
+/// The leaves of the new map: what is known, with the pages of this object over it, up to page
+/// `read`; and every other object that they need. Pages from there to `pages` are in segments.
+async fn map(
+    known: &KnownPages,
+    own: &[Run],
+    read: u32,
+    pages: u32,
+) -> Result<(Vec<LeafSource>, Vec<Home>)> {
+    let mut leaves = Vec::new();
+    let mut homes = std::collections::BTreeMap::new();
+    for number in 0..pages.div_ceil(LEAF_PAGES) {
+        let (before, stored) = known.leaf(number).await?;
+        let newer: Vec<Run> = within_leaf(own, number).collect();
+        let leaf = snapshot::overlay(&before, &newer, read);
+        let needed = leaf.runs.iter().map(|run| run.object);
+        let source = match stored {
+            _ if leaf.runs.is_empty() => LeafSource::Empty,
+            Some(place) if leaf == before => {
+                homes.extend(known.home(place.object).map(|home| (home.id, home.clone())));
+                LeafSource::Earlier(place)
+            }
+            _ => LeafSource::Here(leaf.clone()),
+        };
+        homes.extend(
+            needed
+                .filter_map(|id| known.home(id))
+                .map(|home| (home.id, home.clone())),
+        );
+        leaves.push(source);
+    }
+    Ok((leaves, homes.into_values().collect()))
+}
+
+/// Which pages the replica holds already, leaf by leaf.
+#[derive(Default)]
+struct Compared {
+    leaf: Option<u32>,
+    runs: Vec<Run>,
+    /// The run that was compared last, and its hashes.
+    current: Option<(Run, Vec<PageHash>)>,
+}
+
+impl Compared {
+    fn is_known(
+        &mut self,
+        known: &mut KnownPages,
+        runtime: &Handle,
+        pgno: Pgno,
+        page: &[u8],
+    ) -> Result<bool> {
+        let leaf = (pgno.get() - 1) / LEAF_PAGES;
+        if self.leaf != Some(leaf) {
+            self.runs = runtime.block_on(known.leaf(leaf))?.0.runs;
+            (self.leaf, self.current) = (Some(leaf), None);
+        }
+        let holds = |run: &Run| run.first <= pgno && pgno.get() - run.first.get() < run.count;
+        if !self.current.as_ref().is_some_and(|(run, _)| holds(run)) {
+            let next = self.runs.partition_point(|run| run.first <= pgno);
+            let Some(run) = next.checked_sub(1).map(|at| self.runs[at]).filter(holds) else {
+                return Ok(false);
+            };
+            let hashes = runtime.block_on(known.hashes(&run))?;
+            self.current = Some((run, hashes));
+        }
+        let (run, hashes) = self.current.as_ref().expect("found or fetched just now");
+        let at = (pgno.get() - run.first.get()) as usize;
+        Ok(hashes
+            .get(at)
+            .is_some_and(|hash| *hash == PageHash::of(page)))
+    }
+}
+
+impl Progress {
+    /// One line for each tenth, in the log.
+    fn log(&mut self, header: &Header, read: u32) {
+        let tenths = (u64::from(read) * 10 / u64::from(self.pages)) as u32;
+        if tenths > self.tenths && read < self.pages {
+            self.tenths = tenths;
+            tracing::info!(
+                generation = %header.generation,
+                "first snapshot: {}0 % of {} pages read", tenths, self.pages
+            );
+        }
+    }
+}
+
+/// After the put: a map is only as good as what it points into.
+async fn all_listed(store: &dyn Store, key: &str, homes: &[Home]) -> Result<()> {
+    for home in homes {
+        let listed = store.list(&home.key, None).await?;
+        if !listed.iter().any(|object| object.key == home.key) {
+            return Err(Error::not_found(format!(
+                "{}/{key} needs {}, which is no longer there; the first snapshot is made again",
+                store.location(),
+                home.key
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Scratch files in a directory, unnamed.
+pub fn scratch_in(dir: &Path) -> impl Fn() -> std::io::Result<Box<dyn ScratchFile>> + use<> {
+    let dir = dir.to_owned();
+    move || Ok(Box::new(tempfile::tempfile_in(&dir)?) as Box<dyn ScratchFile>)
+}
+
+fn sync(out: BufWriter<File>, path: &Path) -> Result<()> {
+    let synced = out
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error);
+    synced
+        .and_then(|file| file.sync_all())
+        .map_err(|e| Error::disk(format!("write {}", path.display()), e))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    std::fs::remove_file(path).map_err(|e| Error::disk(format!("remove {}", path.display()), e))
+}
