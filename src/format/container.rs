@@ -51,6 +51,10 @@
 //! | 216 | 32 | reserved, zero |
 //! | 248 | 8 | xxh3-64 of the bytes before |
 //!
+//! In a segment `since` is `first`. In a snapshot `first` and `last` are its txid, in a part `first`,
+//! `last` and `since` are the same. Only snapshots and parts are exact, and then `since` is `last`;
+//! only segments are thinned, have a level, a previous hash and, above level 0, a last input.
+//!
 //! A later container version keeps magic, version, and the checksum at the end of 256 bytes.
 //!
 //! # Blocks

@@ -20,7 +20,8 @@
 //! - Every byte of an object is covered: its blocks, sections and map leaves by a checksum each, so
 //!   that a ranged read can be verified by itself; header and footer by theirs; and all of it by the
 //!   object's hash ([`container::verify_object`]).
-//! - A decoder never panics, and allocates no more than its input accounts for, whatever it is given.
+//! - A decoder never panics. It checks each length against the bytes at hand before it allocates for
+//!   it; a section inflates to 1 GiB at most, and memory for it grows with what is really found.
 //! - What a later version adds announces itself: a required feature bit or a section that must not be
 //!   skipped makes an older reader refuse the object by name; all else it ignores.
 
