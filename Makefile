@@ -18,10 +18,10 @@ check: build-needs
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
-	cargo test --locked --lib -- --skip conformance
+	cargo test --locked --lib -- --skip contract
 
 conformance: build-needs
-	cargo test --locked --lib -- conformance
+	cargo test --locked --lib -- contract
 
 stories: needs
 	cargo test --locked --test it -- --test-threads $(STORIES)
