@@ -446,17 +446,7 @@ impl View {
         if let Some(attributes) = self.latest_attributes(member) {
             lines.push(fixed_line(attributes.inode.0, LATEST, attributes, ttl));
         }
-        let replica = &member.replica;
-        let newest = replica.points(&PointsQuery {
-            newest: Some(LISTED_POINTS),
-            ..PointsQuery::default()
-        });
-        // A point that another generation hides has no name of its own.
-        let resolves = |point: &RestorePoint| {
-            let resolved = replica.resolve(Moment::At(point.time));
-            resolved.is_ok_and(|resolved| resolved == *point)
-        };
-        for point in newest.iter().filter(|point| resolves(point)) {
+        for point in &newest_named(&member.replica) {
             let attributes = self.moment_attributes(member, point)?;
             lines.push(Line {
                 cookie: attributes.inode.0,
@@ -672,6 +662,29 @@ pub fn served(offset: u64, bytes: Bytes) -> Bytes {
     bytes.into()
 }
 
+/// The newest restore points that have names of their own: not those that a later generation
+/// hides, since a time that lies in both means the later one.
+fn newest_named(replica: &Replica) -> Vec<RestorePoint> {
+    // Hidden ones are few: where more than half of so many are, a shorter list will do.
+    let mut asked = LISTED_POINTS;
+    loop {
+        let mut points = replica.points(&PointsQuery {
+            newest: Some(asked),
+            ..PointsQuery::default()
+        });
+        let is_all = points.len() < asked || asked > LISTED_POINTS;
+        points.retain(|point| {
+            let resolved = replica.resolve(Moment::At(point.time));
+            resolved.is_ok_and(|resolved| resolved == *point)
+        });
+        if is_all || points.len() >= LISTED_POINTS {
+            let surplus = points.len().saturating_sub(LISTED_POINTS);
+            return points.split_off(surplus);
+        }
+        asked *= 2;
+    }
+}
+
 /// The name under which a restore point is listed.
 fn file_name(point: &RestorePoint) -> String {
     point.time.file_name() + SUFFIX
@@ -697,3 +710,8 @@ fn fixed_line(cookie: u64, name: &str, attributes: Attributes, ttl: Duration) ->
 fn not_here(sentence: &str) -> Error {
     Error::not_found(sentence)
 }
+
+#[cfg(test)]
+mod history;
+#[cfg(test)]
+mod tests;

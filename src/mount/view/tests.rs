@@ -1,0 +1,578 @@
+use super::history::{History, PAGE, TestClock, at, page};
+use super::*;
+use crate::storage::fault::{Fault, FaultStore, Verb, every};
+use crate::storage::memory::MemoryStore;
+use std::fmt::Write as _;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A source with replicas, and the tree of it.
+struct World {
+    faults: Arc<FaultStore>,
+    source: Arc<dyn Store>,
+    clock: TestClock,
+    view: Arc<View>,
+}
+
+impl World {
+    /// An empty source, at 18:00:00.
+    fn new() -> Self {
+        let faults = FaultStore::new(MemoryStore::new());
+        let source: Arc<dyn Store> = faults.clone();
+        Self::of(faults, source.below("src"))
+    }
+
+    fn of(faults: Arc<FaultStore>, source: Arc<dyn Store>) -> Self {
+        let clock = TestClock::at("18:00:00");
+        let options = ViewOptions {
+            refresh: SECOND,
+            patience: SECOND * 5,
+        };
+        let cache = Arc::new(BlockCache::new(1 << 20));
+        let view = View::new(vec![source.clone()], cache, options, clock.clock());
+        Self {
+            faults,
+            source,
+            clock,
+            view,
+        }
+    }
+
+    /// A source with the database `app`: commits 2 to 5, at 10, 11, 12 and 13 o'clock.
+    async fn with_app() -> (Self, History) {
+        let world = Self::new();
+        let mut app = History::begin(&world.source.below("app"), 1, None, "09:00:00").await;
+        app.commit("10:00:00.000001", 3).await;
+        app.commit("11:00:00.5", 4).await;
+        app.commit("12:00:00", 4).await;
+        app.commit("13:00:00.123456", 2).await;
+        (world, app)
+    }
+
+    /// Asks as the kernel does: looks where the answer says so, and waits.
+    async fn ask<T>(&self, ask: impl Fn(How) -> Result<Answer<T>>) -> Result<T> {
+        match ask(How::Fresh)? {
+            Answer::Now(answer) => Ok(answer),
+            Answer::Behind(answer, subject) => {
+                self.view.look(subject).await;
+                Ok(answer)
+            }
+            Answer::After(subject) => {
+                self.view.look(subject).await;
+                match ask(How::Known)? {
+                    Answer::Now(answer) | Answer::Behind(answer, _) => Ok(answer),
+                    Answer::After(_) => panic!("asked to look twice"),
+                }
+            }
+        }
+    }
+
+    async fn lookup_in(&self, directory: Inode, name: &str) -> Result<Found> {
+        let name = OsStr::new(name);
+        self.ask(|how| self.view.lookup(directory, name, how)).await
+    }
+
+    async fn inode(&self, directory: Inode, name: &str) -> Inode {
+        match self.lookup_in(directory, name).await.unwrap() {
+            Found::Entry(entry) => entry.attributes.inode,
+            Found::Nothing(_) => panic!("there is no {name}"),
+        }
+    }
+
+    async fn app(&self) -> Inode {
+        self.inode(Inode::ROOT, "app").await
+    }
+
+    /// What a name in `app` means, in words.
+    async fn lookup(&self, name: &str) -> String {
+        self.explain(self.lookup_in(self.app().await, name).await)
+    }
+
+    #[track_caller]
+    fn explain(&self, found: Result<Found>) -> String {
+        match found {
+            Ok(Found::Nothing(ttl)) => format!("nothing for {} s", ttl.as_secs()),
+            Ok(Found::Entry(Entry { attributes, ttl })) => {
+                let what = match attributes.kind {
+                    Kind::File => {
+                        let (_, point) = self.view.moment(attributes.inode).unwrap();
+                        assert_eq!(attributes.time, point.time);
+                        format!("{}-{}", point.generation.ordinal, point.txid.get())
+                    }
+                    Kind::Link => "link".to_owned(),
+                    Kind::Directory => "directory".to_owned(),
+                };
+                format!("{what} for {} s", ttl.as_secs())
+            }
+            Err(error) => format!("{:?}: {error}", error.kind()),
+        }
+    }
+
+    async fn list(&self, directory: Inode) -> Result<Listing> {
+        self.ask(|how| self.view.list(directory, how)).await
+    }
+
+    /// The names in a directory, without the dots.
+    async fn names(&self, directory: Inode) -> Vec<String> {
+        let listing = self.list(directory).await.unwrap();
+        assert_eq!((&*listing[0].name, &*listing[1].name), (".", ".."));
+        listing[2..].iter().map(|line| line.name.clone()).collect()
+    }
+
+    async fn latest(&self) -> String {
+        let latest = self.inode(self.app().await, "latest.db").await;
+        self.ask(|how| self.view.link_target(latest, how))
+            .await
+            .unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_name_means_the_last_commit_at_or_before_its_time() {
+    let (world, _app) = World::with_app().await;
+    for (name, means) in [
+        ("2026-11-20T13-00-00.123456Z.db", "1-5 for 60 s"),
+        ("2026-11-20T13-00-00.123455Z.db", "1-4 for 60 s"),
+        ("2026-11-20T12:00:00Z.db", "1-4 for 60 s"),
+        ("2026-11-20T12:00:00+01:00.db", "1-3 for 60 s"),
+        ("20261120T110000Z.db", "1-3 for 60 s"),
+        ("20261120T110000.4Z.db", "1-2 for 60 s"),
+        ("2026-11-20T10.db", "1-2 for 60 s"),
+        ("2026-11-20T09:00:00Z.db", "1-1 for 60 s"),
+        // Later than the last commit, so the next one may change what these mean.
+        ("2026-11-20.db", "1-5 for 1 s"),
+        ("2099-01-01T00:00:00Z.db", "1-5 for 1 s"),
+        // Before the history.
+        ("2026-11-20T08:59:59Z.db", "nothing for 60 s"),
+        ("2024-01-01T00:00:00Z.db", "nothing for 60 s"),
+        // Another moment in a second.
+        ("now.db", "1-5 for 1 s"),
+        ("6h30m-ago.db", "1-3 for 1 s"),
+        ("1d-ago.db", "nothing for 1 s"),
+        ("latest.db", "link for 1 s"),
+    ] {
+        assert_eq!(world.lookup(name).await, means, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_time_is_nothing_for_a_minute_without_a_look() {
+    let (world, _app) = World::with_app().await;
+    let app = world.app().await;
+    let asked = world.faults.counts(Verb::List);
+    for name in [
+        "x.db",
+        ".db",
+        "",
+        "2026-11-20T13-00-00.123456Z",
+        "README",
+        "2026-13-01.db",
+    ] {
+        assert_eq!(world.lookup(name).await, "nothing for 60 s", "{name}");
+    }
+    let name = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xff.db");
+    let found = world.ask(|how| world.view.lookup(app, name, how)).await;
+    assert_eq!(world.explain(found), "nothing for 60 s");
+    assert_eq!(world.faults.counts(Verb::List), asked);
+}
+
+#[tokio::test]
+async fn journals_never_exist_and_nobody_is_asked_about_them() {
+    let (world, _app) = World::with_app().await;
+    let app = world.app().await;
+    world
+        .faults
+        .set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+    for suffix in ["-journal", "-wal", "-shm"] {
+        let name = format!("2026-11-20T13-00-00.123456Z.db{suffix}");
+        let found = world.view.lookup(app, OsStr::new(&name), How::Fresh);
+        let Ok(Answer::Now(found)) = found else {
+            panic!("{name} is looked for");
+        };
+        assert_eq!(world.explain(Ok(found)), "nothing for 3600 s", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn one_restore_point_is_one_inode_under_all_its_names() {
+    let (world, _app) = World::with_app().await;
+    let app = world.app().await;
+    let listed = world.inode(app, "2026-11-20T11-00-00.500000Z.db").await;
+    for name in [
+        "2026-11-20T11:59Z.db",
+        "20261120T110000.5Z.db",
+        "2026-11-20T11-30Z.db",
+    ] {
+        assert_eq!(world.inode(app, name).await, listed, "{name}");
+    }
+    let other = world.inode(app, "2026-11-20T12-00-00.000000Z.db").await;
+    assert_ne!(other, listed);
+}
+
+#[tokio::test]
+async fn a_file_shows_the_size_and_the_time_of_its_commit() {
+    let (world, _app) = World::with_app().await;
+    let app = world.app().await;
+    let inode = world.inode(app, "2026-11-20T11-00-00.500000Z.db").await;
+    let expect = Attributes {
+        inode,
+        kind: Kind::File,
+        size: 4 * PAGE as u64,
+        time: at("11:00:00.5"),
+        ttl: Duration::from_secs(3600),
+    };
+    assert_eq!(world.view.attributes(inode).unwrap(), expect);
+    for directory in [Inode::ROOT, app] {
+        let attributes = world.view.attributes(directory).unwrap();
+        assert_eq!(attributes.kind, Kind::Directory);
+        assert_eq!(attributes.time, at("13:00:00.123456"));
+    }
+}
+
+#[tokio::test]
+async fn no_attribute_and_no_name_reads_a_page() {
+    let (world, _app) = World::with_app().await;
+    let app = world.app().await;
+    world.names(app).await;
+    let read = world.faults.counts(Verb::GetRange);
+    let listing = world.list(app).await.unwrap();
+    for line in listing.iter() {
+        world.view.attributes(line.entry.attributes.inode).unwrap();
+        world.lookup_in(app, &line.name).await.unwrap();
+    }
+    assert_eq!(world.faults.counts(Verb::GetRange), read);
+}
+
+#[tokio::test]
+async fn a_directory_lists_the_link_and_the_commits_in_order() {
+    let (world, _app) = World::with_app().await;
+    assert_eq!(world.names(Inode::ROOT).await, ["app"]);
+    let expect = [
+        "latest.db",
+        "2026-11-20T09-00-00.000000Z.db",
+        "2026-11-20T10-00-00.000001Z.db",
+        "2026-11-20T11-00-00.500000Z.db",
+        "2026-11-20T12-00-00.000000Z.db",
+        "2026-11-20T13-00-00.123456Z.db",
+    ];
+    let app = world.app().await;
+    assert_eq!(world.names(app).await, expect);
+    for line in &world.list(app).await.unwrap()[2..] {
+        let found = world.lookup_in(app, &line.name).await.unwrap();
+        assert_eq!(found, Found::Entry(line.entry.clone()), "{}", line.name);
+    }
+}
+
+#[tokio::test]
+async fn only_the_newest_thousand_commits_are_listed_and_all_have_names() {
+    let world = World::new();
+    let mut app = History::begin(&world.source.below("app"), 1, None, "09:00:00").await;
+    let second = |n: i64| Timestamp::from_micros(at("10:00:00").micros() + n * 1_000_000);
+    let times: Vec<Timestamp> = (0..1200).map(second).collect();
+    app.commits(&times, 2).await;
+    let names = world.names(world.app().await).await;
+    assert_eq!(names.len(), 1 + LISTED_POINTS);
+    assert_eq!(names[1], times[200].file_name() + ".db");
+    assert_eq!(names[1000], times[1199].file_name() + ".db");
+    assert_eq!(
+        world.lookup("2026-11-20T10:00:07Z.db").await,
+        "1-9 for 60 s"
+    );
+}
+
+#[tokio::test]
+async fn a_directory_that_grows_while_it_is_read_neither_skips_nor_repeats() {
+    let (world, mut app) = World::with_app().await;
+    let directory = world.app().await;
+    let mut read = Vec::new();
+    let mut cookie = 0;
+    for round in 0.. {
+        let listing = world.list(directory).await.unwrap();
+        let Some(line) = world.view.lines_after(&listing, cookie).first() else {
+            break;
+        };
+        read.push(line.name.clone());
+        cookie = line.cookie;
+        if round < 9 {
+            app.commit(&format!("14:00:0{round}"), 2).await;
+            world.clock.set(&format!("18:00:1{round}"));
+        }
+    }
+    // The dots, the link, five commits from before and nine from meanwhile.
+    assert_eq!(read.len(), 2 + 1 + 5 + 9);
+    let names = world.names(directory).await;
+    assert_eq!(read[2..], names);
+}
+
+#[tokio::test]
+async fn a_directory_goes_on_behind_a_line_that_is_gone() {
+    let (world, _app) = World::with_app().await;
+    let listing = world.list(world.app().await).await.unwrap();
+    let without: Listing = listing
+        .iter()
+        .filter(|l| !l.name.contains("T11"))
+        .cloned()
+        .collect();
+    let gone = listing
+        .iter()
+        .find(|line| line.name.contains("T11"))
+        .unwrap();
+    let next = world.view.lines_after(&without, gone.cookie);
+    assert!(next[0].name.contains("T12"), "{}", next[0].name);
+    let last = listing.last().unwrap();
+    assert!(world.view.lines_after(&listing, last.cookie).is_empty());
+}
+
+#[tokio::test]
+async fn latest_leads_to_the_newest_commit_a_second_after_it_is_there() {
+    let (world, mut app) = World::with_app().await;
+    assert_eq!(world.latest().await, "2026-11-20T13-00-00.123456Z.db");
+    app.commit("13:30:00", 2).await;
+    world.clock.set("18:00:00.9");
+    assert_eq!(world.latest().await, "2026-11-20T13-00-00.123456Z.db");
+    world.clock.set("18:00:01");
+    assert_eq!(world.latest().await, "2026-11-20T13-30-00.000000Z.db");
+    assert_eq!(
+        world.lookup("2026-11-20T13-30-00.000000Z.db").await,
+        "1-6 for 60 s"
+    );
+}
+
+#[tokio::test]
+async fn a_database_is_looked_at_once_a_second_while_somebody_asks_and_never_else() {
+    let (world, _app) = World::with_app().await;
+    world.latest().await;
+    let lists = || world.faults.counts(Verb::List).calls;
+    let first = lists();
+    for _ in 0..100 {
+        world.latest().await;
+        world.lookup("now.db").await;
+    }
+    assert_eq!(lists(), first);
+    world.clock.set("18:00:01");
+    world.latest().await;
+    let again = lists();
+    assert!(again > first);
+    world.clock.set("18:00:30");
+    for _ in 0..100 {
+        world.lookup("2026-11-20T12:00:00Z.db").await;
+    }
+    assert_eq!(lists(), again, "what is settled needs no look");
+}
+
+#[tokio::test]
+async fn of_two_generations_each_time_means_the_one_that_history_goes_through() {
+    let world = World::new();
+    let store = world.source.below("app");
+    let mut old = History::begin(&store, 1, None, "09:00:00").await;
+    old.commit("10:00:00", 2).await;
+    old.commit("11:00:00", 2).await;
+    // Goes on from the old one's second transaction; the third is a stranger's.
+    let mut new = History::begin(&store, 2, Some((1, 2)), "10:30:00").await;
+    new.commit("12:00:00", 2).await;
+    for (name, means) in [
+        ("2026-11-20T12:00:00.000000Z.db", "2-2 for 60 s"),
+        // The end of the second, so another commit may come in it.
+        ("2026-11-20T12:00:00Z.db", "2-2 for 1 s"),
+        ("2026-11-20T11:00:00Z.db", "2-1 for 60 s"),
+        ("2026-11-20T10:15:00Z.db", "1-2 for 60 s"),
+        ("2026-11-20T09:00:00Z.db", "1-1 for 60 s"),
+    ] {
+        assert_eq!(world.lookup(name).await, means, "{name}");
+    }
+    let listed = world.names(world.app().await).await;
+    assert!(
+        listed.iter().all(|name| !name.contains("T11")),
+        "{listed:?}"
+    );
+    assert_eq!(listed.len(), 1 + 4);
+}
+
+#[tokio::test]
+async fn a_database_that_appears_is_found_and_keeps_its_number_when_it_goes_and_comes_back() {
+    let (world, _app) = World::with_app().await;
+    world.view.start().await.unwrap();
+    let app = world.app().await;
+    let found = world.lookup_in(Inode::ROOT, "shop").await;
+    assert_eq!(world.explain(found), "nothing for 1 s");
+    History::begin(&world.source.below("shop"), 1, None, "09:00:00").await;
+    world
+        .source
+        .put("notes/readme", crate::storage::Body::Bytes("x".into()))
+        .await
+        .unwrap();
+    world.clock.set("18:00:01");
+    assert_eq!(world.names(Inode::ROOT).await, ["app", "shop"]);
+    let shop = world.inode(Inode::ROOT, "shop").await;
+
+    let keys = world.source.list("app/", None).await.unwrap();
+    let keys: Vec<String> = keys.into_iter().map(|listed| listed.key).collect();
+    world.source.delete(&keys).await.unwrap();
+    world.clock.set("18:00:02");
+    assert_eq!(world.names(Inode::ROOT).await, ["shop"]);
+    History::begin(&world.source.below("app"), 1, None, "09:00:00").await;
+    world.clock.set("18:00:03");
+    assert_eq!(world.names(Inode::ROOT).await, ["app", "shop"]);
+    assert_eq!(
+        (world.app().await, world.inode(Inode::ROOT, "shop").await),
+        (app, shop)
+    );
+}
+
+#[tokio::test]
+async fn a_source_that_is_a_replica_itself_is_named_by_its_last_part() {
+    let faults = FaultStore::new(MemoryStore::new());
+    let source = faults.below("replicas").below("app");
+    History::begin(&source, 1, None, "09:00:00").await;
+    let world = World::of(faults, source);
+    assert_eq!(world.view.start().await.unwrap(), 1);
+    assert_eq!(world.names(Inode::ROOT).await, ["app"]);
+    assert_eq!(world.lookup("now.db").await, "1-1 for 1 s");
+}
+
+#[tokio::test]
+async fn two_replicas_of_one_name_are_refused_with_both_their_places() {
+    let store = MemoryStore::new();
+    let sources = [store.below("a"), store.below("b")];
+    for source in &sources {
+        History::begin(&source.below("app"), 1, None, "09:00:00").await;
+    }
+    let clock = TestClock::at("18:00:00").clock();
+    let options = ViewOptions {
+        refresh: SECOND,
+        patience: SECOND,
+    };
+    let cache = Arc::new(BlockCache::new(1 << 20));
+    let view = View::new(sources.to_vec(), cache, options, clock);
+    let error = view.start().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(
+        error.to_string().contains("memory/a/app and memory/b/app"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn while_the_store_is_away_what_is_known_goes_on_and_the_rest_fails() {
+    let (world, mut app) = World::with_app().await;
+    History::begin(&world.source.below("shop"), 1, None, "09:00:00").await;
+    let (known, unknown) = (world.app().await, world.inode(Inode::ROOT, "shop").await);
+    let before = world.names(known).await;
+    world
+        .faults
+        .set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+    world.clock.set("18:00:01");
+    assert_eq!(world.names(known).await, before);
+    assert_eq!(world.latest().await, "2026-11-20T13-00-00.123456Z.db");
+    assert_eq!(world.names(Inode::ROOT).await, ["app", "shop"]);
+    let failed = world.list(unknown).await.err().unwrap();
+    assert_eq!(failed.kind(), ErrorKind::Unavailable);
+    // Nobody waits for a store that is known to be away, and it is asked again behind them.
+    world.clock.set("18:00:03");
+    let answer = world.view.list(known, How::Fresh).unwrap();
+    assert!(matches!(answer, Answer::Behind(..)));
+
+    world.faults.heal();
+    app.commit("14:00:00", 2).await;
+    world.names(known).await;
+    assert_eq!(world.latest().await, "2026-11-20T14-00-00.000000Z.db");
+    assert_eq!(world.names(unknown).await.len(), 2);
+}
+
+#[tokio::test]
+async fn an_open_file_serves_its_commit_for_ever_and_with_a_rollback_header() {
+    let (world, mut app) = World::with_app().await;
+    let directory = world.app().await;
+    let inode = world
+        .inode(directory, "2026-11-20T11-00-00.500000Z.db")
+        .await;
+    assert!(world.view.opened(inode).is_none());
+    let database = world.view.open(inode).await.unwrap();
+    app.commit("14:00:00", 1).await;
+    world.clock.set("18:00:05");
+    assert_eq!(world.latest().await, "2026-11-20T14-00-00.000000Z.db");
+    let ahead = crate::materialize::pages::ReadAhead::default();
+    let bytes = database.read(0, 1 << 20, &ahead).await.unwrap();
+    let mut expect = [page(1, 3), page(2, 3), page(3, 3), page(4, 3)].concat();
+    assert_eq!(bytes, expect);
+    expect[18..20].fill(1);
+    assert_eq!(served(0, bytes), expect);
+    assert!(Arc::ptr_eq(&world.view.opened(inode).unwrap(), &database));
+    let words = world.view.describe(inode);
+    assert!(
+        words.contains("app") && words.contains("T11:00:00.500000Z"),
+        "{words}"
+    );
+}
+
+#[test]
+fn only_bytes_18_and_19_of_the_file_are_served_as_others() {
+    let stored = Bytes::from(vec![7; 64]);
+    let mut seen = String::new();
+    for (offset, length) in [
+        (0, 64),
+        (0, 18),
+        (0, 19),
+        (18, 1),
+        (19, 1),
+        (19, 9),
+        (20, 9),
+        (512, 64),
+    ] {
+        let bytes = served(offset, stored.slice(..length));
+        assert_eq!(bytes.len(), length);
+        let changed: Vec<u64> = (offset..)
+            .zip(bytes.iter())
+            .filter(|(_, byte)| **byte != 7)
+            .map(|(at, byte)| at * 10 + u64::from(*byte))
+            .collect();
+        writeln!(seen, "{offset}+{length}: {changed:?}").unwrap();
+    }
+    let expect = "\
+0+64: [181, 191]
+0+18: []
+0+19: [181]
+18+1: [181]
+19+1: [191]
+19+9: [191]
+20+9: []
+512+64: []
+";
+    assert_eq!(seen, expect);
+}
+
+#[tokio::test]
+async fn what_is_no_directory_has_no_names_and_what_is_no_file_no_bytes() {
+    let (world, _app) = World::with_app().await;
+    let app = world.app().await;
+    let latest = world.inode(app, "latest.db").await;
+    let file = world.inode(app, "now.db").await;
+    for inode in [latest, file, Inode(2), Inode(u64::MAX)] {
+        let found = world.lookup_in(inode, "x").await;
+        assert_eq!(found.unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(world.list(inode).await.is_err());
+    }
+    for inode in [Inode::ROOT, app, latest] {
+        assert_eq!(
+            world.view.open(inode).await.err().unwrap().kind(),
+            ErrorKind::Invalid
+        );
+    }
+    for inode in [Inode::ROOT, app, file] {
+        assert!(world.view.link_target(inode, How::Fresh).is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_database_without_a_commit_is_an_empty_directory() {
+    let world = World::new();
+    let key = crate::storage::Body::Bytes("not a claim".into());
+    world.source.put("app/generations/x", key).await.unwrap();
+    assert_eq!(world.names(world.app().await).await, [""; 0]);
+    assert_eq!(world.lookup("now.db").await, "nothing for 1 s");
+    assert_eq!(world.lookup("latest.db").await, "nothing for 1 s");
+    assert_eq!(
+        world.lookup("2026-11-20T12:00:00Z.db").await,
+        "nothing for 1 s"
+    );
+}
