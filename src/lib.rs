@@ -10,6 +10,8 @@ pub mod storage;
 pub mod materialize;
 pub mod replicate;
 
+pub mod restore;
+
 pub mod mount;
 
 pub mod daemon;

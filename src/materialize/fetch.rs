@@ -15,7 +15,7 @@ use crate::materialize::cache::{
 };
 use crate::materialize::history::Object;
 use crate::storage::Store;
-use crate::storage::object::StoredObject;
+use crate::storage::object::{StoredObject, get_exactly};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use std::collections::HashMap;
@@ -117,7 +117,7 @@ impl Fetcher {
 
     async fn read_group<T>(&self, group: &Group<T>) -> Result<Bytes> {
         let (key, length) = (&group.object.key, group.length);
-        self.store.get_range(key, group.offset, length).await
+        get_exactly(&*self.store, key, group.offset, length).await
     }
 
     fn named(&self, error: Error, object: &Object, offset: u64) -> Error {

@@ -21,6 +21,7 @@ use crate::materialize::history::{
 use crate::materialize::plan::{self, Span};
 use crate::storage::Listed;
 use crate::storage::catalog::{Catalog, GenerationListing, SegmentListing, SnapshotListing};
+use crate::storage::object::get_exactly;
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -443,7 +444,7 @@ async fn read_claim(fetcher: &Fetcher, id: GenerationId, object: &Object) -> Res
             "a claim of {size} bytes, expected at most {CLAIM_BYTES}"
         ))));
     }
-    let bytes = fetcher.store.get_range(&object.key, 0, object.size).await?;
+    let bytes = get_exactly(&*fetcher.store, &object.key, 0, object.size).await?;
     let claim = Claim::decode(&bytes).map_err(named)?;
     if claim.generation != id {
         let seen = claim.generation;

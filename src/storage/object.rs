@@ -8,6 +8,23 @@ use bytes::Bytes;
 /// Bytes of the first read of an object: enough for the footer and most sections.
 const TAIL_BYTES: u64 = 64 << 10;
 
+/// Reads a range of an object, and refuses an answer of another length: stores promise that, but
+/// what they answer comes from servers.
+///
+/// # Errors
+/// `NotFound`, `Unavailable`, `Corrupt`, naming the object.
+pub async fn get_exactly(store: &dyn Store, key: &str, offset: u64, length: u64) -> Result<Bytes> {
+    let bytes = store.get_range(key, offset, length).await?;
+    if bytes.len() as u64 != length {
+        return Err(Error::corrupt(format!(
+            "read {}/{key}: {} bytes from offset {offset}, expected {length}",
+            store.location(),
+            bytes.len()
+        )));
+    }
+    Ok(bytes)
+}
+
 /// An object of a store whose footer was read and verified.
 #[derive(Clone, Debug)]
 pub struct StoredObject {
@@ -27,7 +44,7 @@ impl StoredObject {
         let named = |e: Error| e.context(format!("read {}/{key}", store.location()));
         let mut wanted = TAIL_BYTES.min(size);
         loop {
-            let tail = store.get_range(key, size - wanted, wanted).await?;
+            let tail = get_exactly(store, key, size - wanted, wanted).await?;
             match Footer::decode(&tail, size).map_err(named)? {
                 Tail::Whole(footer) => {
                     return Ok(Self {
@@ -97,7 +114,7 @@ impl StoredObject {
                 let start = start as usize;
                 Ok(self.tail.slice(start..start + place.length as usize))
             }
-            None => store.get_range(&self.key, place.offset, place.length).await,
+            None => get_exactly(store, &self.key, place.offset, place.length).await,
         }
     }
 }
