@@ -22,6 +22,14 @@ pub(crate) enum Command {
     Sync(Sync),
     /// Show replicas as files: one for each moment of each database
     Mount(Mount),
+    /// Write a database as it was to a new file
+    Restore(Restore),
+    /// List the generations of a replica
+    Generations(Listing),
+    /// List the snapshots of a replica
+    Snapshots(Listing),
+    /// List the WAL segments of a replica
+    Wal(OfGeneration),
     /// List the restore points of a replica
     Points(Points),
     /// Print the version
@@ -83,6 +91,33 @@ pub(crate) struct Mount {
     /// Bytes of pages kept in memory
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     pub(crate) page_cache: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// The replica
+    pub(crate) replica: String,
+    /// The file to write; must not exist
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) output: PathBuf,
+    /// The moment: 2024-01-01T10:30:00Z, 2024-01-01, @1704105000, 5m-ago, yesterday, latest, ...
+    #[arg(long, value_name = "T", conflicts_with = "txid")]
+    pub(crate) timestamp: Option<String>,
+    /// The transaction, in hex
+    #[arg(long, value_name = "N")]
+    pub(crate) txid: Option<String>,
+    /// Only this generation
+    #[arg(long, value_name = "G")]
+    pub(crate) generation: Option<GenerationId>,
+    /// Say what would be written, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Do nothing, successfully, if the file exists
+    #[arg(long)]
+    pub(crate) if_db_not_exists: bool,
+    /// Reads that are under way at once
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) parallelism: usize,
 }
 
 #[derive(Debug, Args)]

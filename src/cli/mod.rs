@@ -2,9 +2,10 @@
 //! code. The clock and the signals come in here.
 
 mod args;
+mod listings;
 mod mount;
-mod points;
 mod replicate;
+mod restore;
 mod sync;
 mod table;
 
@@ -51,7 +52,11 @@ fn run(command: args::Command) -> Result<()> {
             args::Command::Replicate(args) => replicate::run(args).await,
             args::Command::Sync(args) => sync::run(args).await,
             args::Command::Mount(args) => mount::run(args).await,
-            args::Command::Points(args) => points::run(args).await,
+            args::Command::Restore(args) => restore::run(args).await,
+            args::Command::Generations(args) => listings::generations(args).await,
+            args::Command::Snapshots(args) => listings::snapshots(args).await,
+            args::Command::Wal(args) => listings::wal(args).await,
+            args::Command::Points(args) => listings::points(args).await,
             args::Command::Version => {
                 println!("sqlrepl {}", env!("CARGO_PKG_VERSION"));
                 Ok(())

@@ -1,0 +1,149 @@
+//! `sqlrepl generations`, `snapshots`, `wal` and `points`: what a replica holds.
+
+use crate::cli::args::{Listing, OfGeneration, Points};
+use crate::cli::table::{self, Align, Column};
+use crate::cli::{clock, replica_at};
+use serde_json::{Value, json};
+use sqlrepl::error::{Error, Result};
+use sqlrepl::format::ids::{GenerationId, RestorePoint, Timestamp};
+use sqlrepl::format::moment::Moment;
+use sqlrepl::materialize::replica::{PointsQuery, Replica};
+
+pub(crate) async fn generations(args: Listing) -> Result<()> {
+    const COLUMNS: [Column; 9] = [
+        ("GENERATION", Align::Left),
+        ("PARENT", Align::Left),
+        ("SHARED", Align::Left),
+        ("FIRST", Align::Left),
+        ("LAST", Align::Left),
+        ("SNAPSHOTS", Align::Right),
+        ("SEGMENTS", Align::Right),
+        ("BYTES", Align::Right),
+        ("REASON", Align::Left),
+    ];
+    let replica = replica_at(&args.replica).await?;
+    let time = |point: Option<RestorePoint>| json!(point.map(|point| point.time.to_string()));
+    let mut rows = Vec::new();
+    for generation in replica.generations() {
+        let parent = generation.claim.as_ref().and_then(|claim| claim.parent);
+        rows.push(vec![
+            json!(generation.id),
+            json!(parent.map(|parent| parent.generation)),
+            json!(parent.map(|parent| parent.txid)),
+            time(generation.first),
+            time(generation.last),
+            json!(generation.snapshots),
+            json!(generation.segments),
+            json!(generation.bytes),
+            json!(generation.claim.map(|claim| claim.reason)),
+        ]);
+    }
+    table::print(&COLUMNS, &rows, args.json);
+    Ok(())
+}
+
+pub(crate) async fn snapshots(args: Listing) -> Result<()> {
+    const COLUMNS: [Column; 7] = [
+        ("GENERATION", Align::Left),
+        ("TXID", Align::Left),
+        ("TIME", Align::Left),
+        ("PAGES", Align::Right),
+        ("BYTES", Align::Right),
+        ("EXACT", Align::Left),
+        ("COMPLETE", Align::Left),
+    ];
+    let replica = replica_at(&args.replica).await?;
+    let mut rows = Vec::new();
+    for snapshot in replica.snapshots() {
+        rows.push(vec![
+            json!(snapshot.generation),
+            json!(snapshot.txid),
+            json!(snapshot.time.to_string()),
+            json!(snapshot.pages),
+            json!(snapshot.bytes),
+            json!(snapshot.is_exact),
+            json!(snapshot.is_complete),
+        ]);
+    }
+    table::print(&COLUMNS, &rows, args.json);
+    Ok(())
+}
+
+pub(crate) async fn wal(args: OfGeneration) -> Result<()> {
+    const COLUMNS: [Column; 6] = [
+        ("GENERATION", Align::Left),
+        ("LEVEL", Align::Right),
+        ("FIRST", Align::Left),
+        ("LAST", Align::Left),
+        ("TIME", Align::Left),
+        ("BYTES", Align::Right),
+    ];
+    let replica = replica_at(&args.listing.replica).await?;
+    refuse_unknown(&replica, args.generation)?;
+    let mut rows = Vec::new();
+    for segment in replica.segments(args.generation) {
+        rows.push(vec![
+            json!(segment.generation),
+            json!(segment.level),
+            json!(segment.first),
+            json!(segment.last),
+            json!(segment.time.map(|time| time.to_string())),
+            json!(segment.bytes),
+        ]);
+    }
+    table::print(&COLUMNS, &rows, args.listing.json);
+    Ok(())
+}
+
+pub(crate) async fn points(args: Points) -> Result<()> {
+    const COLUMNS: [Column; 5] = [
+        ("GENERATION", Align::Left),
+        ("TXID", Align::Left),
+        ("TIME", Align::Left),
+        ("PAGES", Align::Right),
+        ("SIZE", Align::Right),
+    ];
+    let query = PointsQuery {
+        generation: args.of.generation,
+        since: args.since.as_deref().map(time_of).transpose()?,
+        until: args.until.as_deref().map(time_of).transpose()?,
+        newest: args.limit,
+    };
+    let replica = replica_at(&args.of.listing.replica).await?;
+    refuse_unknown(&replica, args.of.generation)?;
+    let mut rows: Vec<Vec<Value>> = Vec::new();
+    for point in replica.points(&query) {
+        let page_size = replica.page_size(point.generation);
+        rows.push(vec![
+            json!(point.generation),
+            json!(point.txid),
+            json!(point.time.to_string()),
+            json!(point.pages),
+            json!(page_size.map(|bytes| u64::from(point.pages) * u64::from(bytes))),
+        ]);
+    }
+    table::print(&COLUMNS, &rows, args.of.listing.json);
+    Ok(())
+}
+
+fn refuse_unknown(replica: &Replica, generation: Option<GenerationId>) -> Result<()> {
+    let known = |id| {
+        replica
+            .generations()
+            .iter()
+            .any(|generation| generation.id == id)
+    };
+    match generation {
+        Some(id) if !known(id) => Err(Error::not_found(format!("there is no generation {id}"))),
+        _ => Ok(()),
+    }
+}
+
+/// The time that a user's words mean: as everywhere the end of the unit that they name.
+fn time_of(words: &str) -> Result<Timestamp> {
+    let now = clock()();
+    match Moment::parse_time(words, now)? {
+        Moment::At(time) => Ok(time),
+        Moment::Latest | Moment::Txid(..) => Ok(now),
+    }
+}

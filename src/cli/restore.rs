@@ -1,0 +1,121 @@
+//! `sqlrepl restore`
+
+use crate::cli::args::Restore;
+use crate::cli::{clock, replica_at};
+use indicatif::{ProgressBar, ProgressStyle};
+use sqlrepl::error::{Error, Result};
+use sqlrepl::format::ids::{GenerationId, RestorePoint};
+use sqlrepl::format::moment::Moment;
+use sqlrepl::materialize::replica::{PointsQuery, Replica};
+use sqlrepl::restore::{RestoreOptions, refuse_existing, restore, summarize};
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub(crate) async fn run(args: Restore) -> Result<()> {
+    if args.if_db_not_exists && args.output.exists() {
+        tracing::info!("{} exists: nothing to restore", args.output.display());
+        return Ok(());
+    }
+    refuse_existing(&args.output)?;
+    let moment = match (&args.timestamp, &args.txid) {
+        (_, Some(txid)) => Moment::parse_txid(txid)?,
+        (Some(time), None) => Moment::parse_time(time, clock()())?,
+        (None, None) => Moment::Latest,
+    };
+    let replica = replica_at(&args.replica).await?;
+    let point = match args.generation {
+        Some(generation) => within(&replica, generation, moment)?,
+        None => replica.resolve(moment)?,
+    };
+    let database = replica.open(&point).await?;
+    if args.dry_run {
+        let summary = summarize(&database, &args.output).await?;
+        println!(
+            "would restore {}: {} bytes, from {} bytes in {} objects by {} reads",
+            described(&args, &point),
+            summary.file_bytes,
+            summary.stored_bytes,
+            summary.objects,
+            summary.reads
+        );
+        return Ok(());
+    }
+    let (bar, progress) = progress();
+    let options = RestoreOptions {
+        parallelism: args.parallelism,
+        progress: Some(progress),
+    };
+    let restored = restore(&database, &args.output, &options).await;
+    bar.finish_and_clear();
+    let summary = restored?;
+    println!(
+        "restored {}: {} bytes",
+        described(&args, &point),
+        summary.file_bytes
+    );
+    Ok(())
+}
+
+fn described(args: &Restore, point: &RestorePoint) -> String {
+    format!(
+        "{} as of {} (txid {} of generation {}) to {}",
+        args.replica,
+        point.time,
+        point.txid,
+        point.generation,
+        args.output.display()
+    )
+}
+
+/// The restore point that a moment means in one generation alone.
+fn within(replica: &Replica, generation: GenerationId, moment: Moment) -> Result<RestorePoint> {
+    let until = match moment {
+        Moment::Txid(None, txid) => {
+            return replica.resolve(Moment::Txid(Some(generation), txid));
+        }
+        Moment::Txid(Some(named), _) if named != generation => {
+            return Err(Error::invalid(format!(
+                "--txid names generation {named}, --generation {generation}"
+            )));
+        }
+        Moment::Txid(..) => return replica.resolve(moment),
+        Moment::At(time) => Some(time),
+        Moment::Latest => None,
+    };
+    let query = PointsQuery {
+        generation: Some(generation),
+        until,
+        newest: Some(1),
+        ..PointsQuery::default()
+    };
+    replica.points(&query).pop().ok_or_else(|| {
+        Error::not_found(match until {
+            Some(time) => format!("generation {generation} has no restore point up to {time}"),
+            None => format!("there is no generation {generation} that can be restored"),
+        })
+    })
+}
+
+/// A bar on a terminal, log lines elsewhere.
+fn progress() -> (ProgressBar, Arc<dyn Fn(u64, u64) + Send + Sync>) {
+    if std::io::stderr().is_terminal() {
+        let bar = ProgressBar::new(0);
+        let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+        let shown = bar.clone();
+        let show = move |done, total| {
+            shown.set_length(total);
+            shown.set_position(done);
+        };
+        return (bar, Arc::new(show));
+    }
+    let logged = AtomicU64::new(0);
+    let log = move |done: u64, total: u64| {
+        let tenths = done * 10 / total.max(1);
+        if tenths > logged.fetch_max(tenths, Ordering::Relaxed) {
+            tracing::info!("restore: {}0 % of {total} stored bytes read", tenths);
+        }
+    };
+    (ProgressBar::hidden(), Arc::new(log))
+}
