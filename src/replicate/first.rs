@@ -148,9 +148,8 @@ impl FirstSnapshot {
     /// At most what an object may hold, and no more than a quarter of the room on the local disk,
     /// where an object waits until it is stored.
     fn pages_per_object(&self, page_size: PageSize) -> u64 {
-        let room = nix::sys::statvfs::statvfs(&self.pending).map_or(u64::MAX, |fs| {
-            fs.blocks_available() as u64 * fs.fragment_size() as u64
-        });
+        let room = nix::sys::statvfs::statvfs(&self.pending)
+            .map_or(u64::MAX, |fs| fs.blocks_available() * fs.fragment_size());
         OBJECT_BYTES.min((room / 4).max(16 << 20)) / page_size.bytes() as u64
     }
 

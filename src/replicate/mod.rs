@@ -7,9 +7,21 @@ pub mod first;
 pub mod history;
 pub mod identity;
 pub mod known;
+pub mod making;
 pub mod observe;
 pub mod put;
 pub mod sent;
 pub mod spool;
 pub mod state;
 pub mod upload;
+
+use crate::error::Result;
+
+/// Runs blocking work beside the runtime.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+}

@@ -11,13 +11,14 @@ use crate::format::claim::Claim;
 use crate::format::container::{Header, Kind};
 use crate::format::ids::{GenerationId, ObjectHash, ObjectId, PageSize, Timestamp, Txid, WalEnd};
 use crate::format::key::{self, Key, ObjectKey};
-use crate::format::segment::TimelineEntry;
 use crate::replicate::act::{Capture, SnapshotPin};
+use crate::replicate::blocking;
 use crate::replicate::encode::{encode_segment, timeline};
-use crate::replicate::first::{FirstSnapshot, PagesRead, ValidFrom, scratch_in};
+use crate::replicate::first::{FirstSnapshot, scratch_in};
 use crate::replicate::history::Past;
 use crate::replicate::identity::Identity;
 use crate::replicate::known::KnownPages;
+use crate::replicate::making::Making;
 use crate::replicate::put;
 use crate::replicate::sent::{Recent, SentSegment};
 use crate::replicate::spool::{Batch, Spool, SpooledCommit, Tip};
@@ -669,11 +670,12 @@ impl Task {
             parts: state.parts.clone(),
             cancelled: self.cancelled.clone(),
         };
+        let urgent = self.hurry.clone();
         let making = Making {
             capture: self.capture.clone(),
             parts: self.parts.clone(),
             sent: self.sent.subscribe(),
-            hurry: self.hurry.clone(),
+            hurry: Box::new(move |seq| hurry(&urgent, seq)),
             tip: self.tip.clone(),
             spool: self.spool.clone(),
             generation: state.clone(),
@@ -720,99 +722,6 @@ impl Task {
             changed
         });
     }
-}
-
-/// The making of a first snapshot, beside the upload of segments.
-struct Making {
-    capture: Arc<Capture>,
-    parts: watch::Sender<Vec<StoredPart>>,
-    sent: watch::Receiver<Option<SpooledCommit>>,
-    hurry: watch::Sender<u64>,
-    tip: watch::Receiver<Option<Tip>>,
-    spool: Arc<Spool>,
-    generation: GenerationState,
-}
-
-impl Making {
-    async fn make(self, job: FirstSnapshot, pin: SnapshotPin) -> Result<Txid> {
-        let (end, at_base) = (pin.end(), pin.seq() == self.generation.base);
-        let (runtime, parts) = (tokio::runtime::Handle::current(), self.parts.clone());
-        let read = blocking(move || {
-            job.read(pin, &runtime, |part| {
-                parts.send_modify(|parts| parts.push(part.clone()))
-            })
-        })
-        .await?;
-        let base = self.generation.base;
-        let valid_from = if at_base && read.exact {
-            self.from_base(&read, end)
-        } else {
-            let seen = self.capture.barrier().await?;
-            if seen == base && at_base {
-                self.from_base(&read, end)
-            } else {
-                self.from_sent(seen).await?
-            }
-        };
-        read.store(valid_from).await
-    }
-
-    /// Every page is as it was where the generation begins.
-    fn from_base(&self, read: &PagesRead, end: WalEnd) -> ValidFrom {
-        let entry = TimelineEntry {
-            txid: Txid::FIRST,
-            time: self.generation.started,
-            upper_bound: false,
-            in_snapshot: false,
-            pages: read.pages(),
-            min_pages: read.pages(),
-        };
-        ValidFrom { entry, end }
-    }
-
-    /// The end of the first stored segment that holds all that had been committed at `seen`.
-    async fn from_sent(mut self, seen: u64) -> Result<ValidFrom> {
-        hurry(&self.hurry, seen);
-        let run = self.generation.run;
-        let ended = || Error::conflict("the capture lost continuity while it was being made");
-        let commit = loop {
-            if let Some(commit) = *self.sent.borrow_and_update()
-                && commit.seq >= seen
-            {
-                break commit;
-            }
-            self.tip.borrow_and_update();
-            let next = self.spool.runs().into_iter().find(|next| next.id > run);
-            if next.is_some_and(|next| seen > next.base) {
-                return Err(ended());
-            }
-            tokio::select! {
-                changed = self.sent.changed() => changed.map_err(|_| ended())?,
-                changed = self.tip.changed() => changed.map_err(|_| ended())?,
-            }
-        };
-        let entry = TimelineEntry {
-            txid: self.generation.txid(commit.seq),
-            time: commit.time,
-            upper_bound: commit.upper_bound,
-            in_snapshot: false,
-            pages: commit.pages,
-            min_pages: commit.pages,
-        };
-        Ok(ValidFrom {
-            entry,
-            end: commit.end,
-        })
-    }
-}
-
-/// Runs blocking work beside the runtime.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
 }
 
 #[cfg(test)]

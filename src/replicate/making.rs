@@ -1,0 +1,98 @@
+//! The making of a generation's first snapshot, beside the upload of its segments: reads the pages,
+//! finds the moment from which they are valid, stores the map.
+
+use crate::error::{Error, Result};
+use crate::format::ids::{Txid, WalEnd};
+use crate::format::segment::TimelineEntry;
+use crate::replicate::act::{Capture, SnapshotPin};
+use crate::replicate::blocking;
+use crate::replicate::first::{FirstSnapshot, PagesRead, ValidFrom};
+use crate::replicate::spool::{Spool, SpooledCommit, Tip};
+use crate::replicate::state::{GenerationState, StoredPart};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What the making needs of the uploader.
+pub(super) struct Making {
+    pub capture: Arc<Capture>,
+    pub parts: watch::Sender<Vec<StoredPart>>,
+    pub sent: watch::Receiver<Option<SpooledCommit>>,
+    /// Asks for everything up to a `seq` to be sent.
+    pub hurry: Box<dyn Fn(u64) + Send + Sync>,
+    pub tip: watch::Receiver<Option<Tip>>,
+    pub spool: Arc<Spool>,
+    pub generation: GenerationState,
+}
+
+impl Making {
+    pub(super) async fn make(self, job: FirstSnapshot, pin: SnapshotPin) -> Result<Txid> {
+        let (end, begins_there) = (pin.end(), pin.seq() == self.generation.base);
+        let (runtime, parts) = (tokio::runtime::Handle::current(), self.parts.clone());
+        let read = blocking(move || {
+            job.read(pin, &runtime, |part| {
+                parts.send_modify(|parts| parts.push(part.clone()))
+            })
+        })
+        .await?;
+        let base = self.generation.base;
+        let valid_from = if begins_there && read.exact {
+            self.at_base(&read, end)
+        } else {
+            let seen = self.capture.barrier().await?;
+            if seen == base && begins_there {
+                self.at_base(&read, end)
+            } else {
+                self.at_sent(seen).await?
+            }
+        };
+        read.store(valid_from).await
+    }
+
+    /// Every page is as it was where the generation begins.
+    fn at_base(&self, read: &PagesRead, end: WalEnd) -> ValidFrom {
+        let entry = TimelineEntry {
+            txid: Txid::FIRST,
+            time: self.generation.started,
+            upper_bound: false,
+            in_snapshot: false,
+            pages: read.pages(),
+            min_pages: read.pages(),
+        };
+        ValidFrom { entry, end }
+    }
+
+    /// The end of the first stored segment that holds all that had been committed at `seen`.
+    async fn at_sent(mut self, seen: u64) -> Result<ValidFrom> {
+        (self.hurry)(seen);
+        let run = self.generation.run;
+        let ended = || Error::conflict("the capture lost continuity while it was being made");
+        let commit = loop {
+            if let Some(commit) = *self.sent.borrow_and_update()
+                && commit.seq >= seen
+            {
+                break commit;
+            }
+            self.tip.borrow_and_update();
+            let next = self.spool.runs().into_iter().find(|next| next.id > run);
+            if next.is_some_and(|next| seen > next.base) {
+                return Err(ended());
+            }
+            tokio::select! {
+                changed = self.sent.changed() => changed.map_err(|_| ended())?,
+                changed = self.tip.changed() => changed.map_err(|_| ended())?,
+            }
+        };
+        let entry = TimelineEntry {
+            txid: self.generation.txid(commit.seq),
+            time: commit.time,
+            upper_bound: commit.upper_bound,
+            in_snapshot: false,
+            pages: commit.pages,
+            min_pages: commit.pages,
+        };
+        Ok(ValidFrom {
+            entry,
+            end: commit.end,
+        })
+    }
+}
