@@ -98,6 +98,10 @@ impl Uploader {
         let state = GenerationState::load(&state_path)?;
         let (status_sender, status) = watch::channel(Status::default());
         let (urgent, urgent_receiver) = watch::channel(0);
+        let stored = state
+            .as_ref()
+            .map_or_else(Vec::new, |state| state.parts.clone());
+        let parts = watch::Sender::new(stored);
         let (stop, stop_receiver) = watch::channel(false);
         let mut task = Task {
             tip: spool.tip(),
@@ -115,7 +119,8 @@ impl Uploader {
             recent: Recent::default(),
             first: None,
             cancelled: Arc::default(),
-            parts: watch::Sender::default(),
+            parts_stored: parts.subscribe(),
+            parts,
             sent: watch::Sender::default(),
             status: status_sender,
             urgent: urgent_receiver,
@@ -204,6 +209,7 @@ struct Task {
     first: Option<JoinHandle<Result<Txid>>>,
     /// Its parts that are stored by now.
     parts: watch::Sender<Vec<StoredPart>>,
+    parts_stored: watch::Receiver<Vec<StoredPart>>,
     /// Tells the thread that reads its pages to end.
     cancelled: Arc<AtomicBool>,
     /// The last commit that is stored, for whoever makes the first snapshot.
@@ -314,7 +320,6 @@ impl Task {
                 None => std::future::pending().await,
             }
         };
-        let mut parts = self.parts.subscribe();
         let first = async {
             match self.first.as_mut() {
                 Some(first) => first.await,
@@ -332,7 +337,7 @@ impl Task {
             }
             _ = self.tip.changed() => Woken::Something,
             _ = self.urgent.changed() => Woken::Something,
-            _ = parts.changed() => Woken::PartStored,
+            _ = self.parts_stored.changed() => Woken::PartStored,
             () = timer => Woken::Something,
         }
     }
