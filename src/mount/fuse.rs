@@ -245,14 +245,23 @@ async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T>>) ->
 }
 
 /// What the caller of a file operation sees of an error. Never ENOSYS: the kernel takes that for
-/// "this mount cannot", for ever.
+/// "this mount cannot", for ever. A store that does not answer is not EIO, which SQLite reports as
+/// "database disk image is malformed" (it does so for EIO, ERANGE and ENXIO on a read); any other
+/// errno is a "disk I/O error". Damage is EIO, and SQLite's words are right.
 fn errno(error: &Error) -> Errno {
     match error.kind() {
         ErrorKind::NotFound => Errno::ENOENT,
         ErrorKind::Invalid => Errno::EINVAL,
-        ErrorKind::Unavailable | ErrorKind::Corrupt | ErrorKind::Disk | ErrorKind::Conflict => {
-            Errno::EIO
-        }
+        ErrorKind::Unavailable => Errno::ETIMEDOUT,
+        ErrorKind::Corrupt | ErrorKind::Disk | ErrorKind::Conflict => Errno::EIO,
+    }
+}
+
+/// The same where a file is open: whatever became of its bytes, it is there.
+fn read_errno(error: &Error) -> Errno {
+    match error.kind() {
+        ErrorKind::Unavailable => Errno::ETIMEDOUT,
+        _ => Errno::EIO,
     }
 }
 
@@ -380,8 +389,7 @@ impl Filesystem for MountedView {
                         shared.complain(&format!("read {moment}: {error}"), || {
                             format!(", page {}", file.page(offset))
                         });
-                        // Whatever became of the page, the file is still there.
-                        reply.error(Errno::EIO);
+                        reply.error(read_errno(&error));
                     }
                 }
             });

@@ -18,6 +18,7 @@ mod oracle;
 mod program;
 mod replicate;
 mod restore;
+mod stored;
 mod tidy;
 mod time_travel;
 mod world;

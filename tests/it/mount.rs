@@ -1,19 +1,25 @@
-//! Mounting and unmounting, with the library in this process: places that will not do, mounts left
-//! by a killed daemon, mounts of others, ends of every kind.
+//! The mount with the library in this process: places that will not do, mounts left by a killed
+//! daemon, mounts of others, ends of every kind; and what programs see when the store fails.
 
-use crate::program::{LONG, wait_until};
+use crate::program::{LONG, Output, run, wait_until};
+use crate::stored::{Stored, at};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use sqlrepl::error::{Error, ErrorKind};
 use sqlrepl::format::ids::Timestamp;
 use sqlrepl::mount::mountpoint::Mount;
-use sqlrepl::mount::session::{self, MountOptions};
+use sqlrepl::mount::session::{self, MountOptions, Ready};
 use sqlrepl::storage::Store;
+use sqlrepl::storage::fault::{Fault, FaultStore, Verb};
 use sqlrepl::storage::memory::MemoryStore;
+use sqlrepl::storage::retry::{RetrySettings, RetryStore};
 use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
@@ -79,31 +85,41 @@ impl Drop for Place {
     }
 }
 
-/// A mount of an empty store, served by this process.
+/// A mount that this process serves.
 struct Served {
     stop: Option<oneshot::Sender<()>>,
     thread: JoinHandle<Result<(), Error>>,
 }
 
 impl Served {
-    /// Returns when the mount is ready or has failed.
+    /// Mounts an empty store. Returns when the mount is ready or has failed.
     fn start(at: &Path) -> Self {
+        Self::serve(at, MemoryStore::new(), MountOptions::default(), |ready| {
+            assert_eq!(ready.databases, Some(0));
+        })
+    }
+
+    fn serve(
+        at: &Path,
+        store: Arc<dyn Store>,
+        options: MountOptions,
+        check: impl FnOnce(&Ready) + Send + 'static,
+    ) -> Self {
         let at = at.to_owned();
         let (stop, stopped) = oneshot::channel::<()>();
         let (is_ready, ready) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
-            let store: Arc<dyn Store> = MemoryStore::new();
             runtime.block_on(session::run(
                 vec![store],
                 &at,
-                MountOptions::default(),
+                options,
                 Arc::new(|| {
                     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
                     Timestamp::from_micros(now.as_micros().try_into().unwrap())
                 }),
                 |ready| {
-                    assert_eq!(ready.databases, Some(0));
+                    check(ready);
                     is_ready.send(()).unwrap();
                 },
                 // Also when the test has failed and nobody is left to say so.
@@ -225,4 +241,193 @@ fn a_second_mount_on_one_directory_is_refused_and_the_first_goes_on() {
 fn a_path_that_is_no_directory_is_refused() {
     let place = Place::new();
     refused(&place.path().join("none"), "create it: mkdir -p");
+}
+
+/// A mounted database of three versions of a row and 2 MB beside it, and its files as SQLite had
+/// them.
+struct Versions {
+    place: Place,
+    served: Served,
+    faults: Arc<FaultStore>,
+    images: Vec<Vec<u8>>,
+    // Read from until the mount has ended.
+    _stored: Stored,
+}
+
+impl Versions {
+    fn mount(options: MountOptions) -> Self {
+        let stored = Stored::new();
+        let images = vec![
+            stored.commit(
+                at(10),
+                "CREATE TABLE t(id INTEGER PRIMARY KEY, v, w);
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)
+                 INSERT INTO t SELECT i, 'one', randomblob(2000) FROM n;",
+            ),
+            stored.commit(at(11), "UPDATE t SET v = 'two'"),
+            stored.commit(
+                at(12),
+                "UPDATE t SET v = 'three'; DELETE FROM t WHERE id > 900; VACUUM",
+            ),
+        ];
+        let faults = FaultStore::new(stored.replicas());
+        let place = Place::new();
+        let patient = RetryStore::new(
+            faults.clone(),
+            RetrySettings {
+                first_wait: Duration::from_millis(1),
+                longest_wait: Duration::from_millis(10),
+                attempt: Duration::from_millis(100),
+                total: Duration::from_millis(300),
+                ..RetrySettings::default()
+            },
+        );
+        let served = Served::serve(&place.path(), patient, options, |ready| {
+            assert_eq!(ready.databases, Some(1));
+        });
+        Self {
+            place,
+            served,
+            faults,
+            images,
+            _stored: stored,
+        }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.place.path().join("app").join(name)
+    }
+
+    fn try_sql(&self, name: &str, sql: &str) -> Output {
+        run(Command::new("sqlite3").arg(self.file(name)).arg(sql))
+    }
+
+    fn sql(&self, name: &str, sql: &str) -> String {
+        self.try_sql(name, sql).ok().trim_end().to_owned()
+    }
+
+    fn end(mut self) {
+        self.served.stop();
+        let Self { served, .. } = self;
+        served.outcome().unwrap();
+    }
+}
+
+/// As the mount serves it: in rollback-journal mode.
+fn served(image: &[u8]) -> Vec<u8> {
+    let mut image = image.to_vec();
+    assert_eq!(image[18..20], [2, 2]);
+    image[18..20].fill(1);
+    image
+}
+
+#[test]
+fn ordinary_programs_read_every_moment() {
+    let versions = Versions::mount(MountOptions::default());
+    let names = [at(10), at(11), at(12)].map(|time| time.file_name() + ".db");
+    for (name, (image, version)) in names
+        .iter()
+        .zip(versions.images.iter().zip(["one", "two", "three"]))
+    {
+        assert_eq!(versions.sql(name, "SELECT DISTINCT v FROM t"), version);
+        assert_eq!(
+            versions.sql(
+                name,
+                "PRAGMA mmap_size = 1000000000; SELECT DISTINCT v FROM t"
+            ),
+            format!("1000000000\n{version}")
+        );
+        assert_eq!(versions.sql(name, "PRAGMA integrity_check"), "ok");
+        let file = versions.file(name);
+        assert!(fs::read(&file).unwrap() == served(image), "{name}");
+        let copy = versions.place.0.path().with_extension("copy");
+        run(Command::new("cp").arg(&file).arg(&copy)).ok();
+        let copied = fs::read(&copy);
+        fs::remove_file(&copy).unwrap();
+        assert!(copied.unwrap() == served(image), "{name}");
+        let python = "import sqlite3, sys; \
+                      print(*sqlite3.connect(sys.argv[1]).execute('SELECT DISTINCT v FROM t'))";
+        let printed = run(Command::new("python3").args(["-c", python]).arg(&file)).ok();
+        assert_eq!(printed.trim_end(), format!("('{version}',)"));
+    }
+    assert_eq!(
+        versions.sql("latest.db", "SELECT DISTINCT v FROM t"),
+        "three"
+    );
+    assert_eq!(versions.sql("now.db", "SELECT DISTINCT v FROM t"), "three");
+    assert_eq!(
+        versions.sql("2026-11-20T11:30:00Z.db", "SELECT DISTINCT v FROM t"),
+        "two"
+    );
+    versions.end();
+}
+
+#[test]
+fn a_file_shows_its_commit_in_stat_and_is_one_inode_under_all_names() {
+    let versions = Versions::mount(MountOptions::default());
+    let metadata = fs::metadata(versions.file("2026-11-20T11:00:00Z.db")).unwrap();
+    assert_eq!(metadata.len(), versions.images[1].len() as u64);
+    assert_eq!(metadata.mtime() * 1_000_000, at(11).micros());
+    assert_eq!(metadata.ctime(), metadata.mtime());
+    assert_eq!(metadata.mode(), libc::S_IFREG | 0o444);
+    assert_eq!(metadata.nlink(), 1);
+    assert_eq!(metadata.blocks(), metadata.len().div_ceil(512));
+    let other = fs::metadata(versions.file("2026-11-20T11:59Z.db")).unwrap();
+    assert_eq!(other.ino(), metadata.ino());
+    let link = fs::read_link(versions.file("latest.db")).unwrap();
+    assert_eq!(link.to_str().unwrap(), at(12).file_name() + ".db");
+    let mut listed = names(&versions.place.path().join("app"));
+    listed.sort();
+    let mut expect: Vec<String> = [9, 10, 11, 12]
+        .iter()
+        .map(|&h| at(h).file_name() + ".db")
+        .collect();
+    expect.push("latest.db".to_owned());
+    assert_eq!(listed, expect);
+    versions.end();
+}
+
+#[test]
+fn a_read_that_the_store_does_not_answer_fails_in_time_and_holds_up_nothing_else() {
+    let versions = Versions::mount(MountOptions {
+        read_deadline: Duration::from_millis(100),
+        ..MountOptions::default()
+    });
+    let file = File::open(versions.file("2026-11-20T11:00:00Z.db")).unwrap();
+    versions.faults.set_rule(|call| {
+        let never = Fault::Delay(Duration::from_secs(3600));
+        (call.verb == Verb::GetRange).then_some(never)
+    });
+    let start = Instant::now();
+    let reader = std::thread::spawn(move || file.read_at(&mut [0; 4096], 1_000_000));
+    assert_eq!(names(&versions.place.path()), ["app"]);
+    fs::metadata(versions.file("2026-11-20T12:00:00Z.db")).unwrap();
+    let error = reader.join().unwrap().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+    assert!(start.elapsed() < LONG / 2, "{:?}", start.elapsed());
+    let query = "SELECT count(*) FROM t";
+    let failed = versions.try_sql("2026-11-20T11:00:00Z.db", query);
+    assert!(failed.stderr.contains("disk I/O error"), "{failed}");
+    versions.faults.heal();
+    wait_until(LONG, "the store to be asked again", || {
+        versions.try_sql("2026-11-20T11:00:00Z.db", query).stdout == "1000\n"
+    });
+    versions.end();
+}
+
+#[test]
+fn what_was_read_can_be_read_while_the_store_is_away() {
+    let versions = Versions::mount(MountOptions::default());
+    let query = "SELECT sum(length(w)) FROM t";
+    assert_eq!(versions.sql("latest.db", query), "1800000");
+    let away = Fault::Refuse(ErrorKind::Unavailable);
+    versions.faults.set_rule(move |_| Some(away));
+    assert_eq!(versions.sql("latest.db", query), "1800000");
+    assert_eq!(names(&versions.place.path().join("app")).len(), 5);
+    let journal = fs::metadata(versions.file("2026-11-20T12:00:00Z.db-wal"));
+    assert_eq!(journal.unwrap_err().kind(), io::ErrorKind::NotFound);
+    let failed = versions.try_sql("2026-11-20T10:00:00Z.db", query);
+    assert!(!failed.stderr.contains("malformed"), "{failed}");
+    assert_ne!(failed.code, 0, "{failed}");
+    versions.end();
 }
