@@ -6,7 +6,9 @@
 //! |     16 |    2 | page size, bytes; 1 is 65536                       |
 //! |     18 |    1 | write version: 1 rollback journal, 2 WAL           |
 //! |     19 |    1 | read version, likewise                             |
+//! |     24 |    4 | file change counter                                |
 //! |     28 |    4 | database size, pages                               |
+//! |     92 |    4 | change counter for which the size is valid         |
 //! |     96 |    4 | version number of the SQLite that wrote last       |
 
 use crate::error::{Error, Result};
@@ -24,8 +26,8 @@ pub struct DbHeader {
     pub page_size: PageSize,
     /// Whether the database is in WAL mode.
     pub is_wal: bool,
-    /// Size of the database, pages.
-    pub pages: u32,
+    /// Size of the database, pages; `None` if whoever wrote last did not set it.
+    pub pages: Option<u32>,
     /// The SQLite that wrote last: 3040001 is 3.40.1.
     pub sqlite_version: u32,
 }
@@ -61,7 +63,7 @@ impl DbHeader {
                 ))
             })?,
             is_wal: bytes[18] == 2 && bytes[19] == 2,
-            pages: be32(28),
+            pages: (be32(28) != 0 && be32(24) == be32(92)).then_some(be32(28)),
             sqlite_version: be32(96),
         })
     }
@@ -108,8 +110,15 @@ mod tests {
         let seen = DbHeader::parse(&header(4096, 3_040_001)).unwrap();
         assert_eq!(seen.page_size.get(), 4096);
         assert!(seen.is_wal);
-        assert_eq!(seen.pages, 7);
+        assert_eq!(seen.pages, Some(7));
         assert_eq!(seen.sqlite_version_text(), "3.40.1");
+    }
+
+    #[test]
+    fn a_size_that_the_last_writer_did_not_set_is_none() {
+        let mut bytes = header(4096, 3_006_000);
+        bytes[27] = 1;
+        assert_eq!(DbHeader::parse(&bytes).unwrap().pages, None);
     }
 
     #[test]

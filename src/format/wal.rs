@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_checksum_of_parts_is_that_of_the_whole() {
-        let bytes: Vec<u8> = (0..4096_u32).map(|i| (i * i >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..4096_u32).map(|i| ((i * i) >> 3) as u8).collect();
         for order in [WordOrder::Little, WordOrder::Big] {
             let whole = checksum(order, [1, 2], &bytes);
             for cut in [0, 8, 24, 40, 512, 4088] {

@@ -1,14 +1,43 @@
 //! The capture of one database: observe, decide, act.
+//!
+//! Owns the thread that captures, and what other threads ask of it. Never fails as a whole: what is
+//! wrong with the database shows as [`Capture::trouble`] and is tried again.
+
+pub use crate::replicate::pages::SnapshotPin;
 
 use crate::config::{CaptureSettings, Clock};
-use crate::error::Result;
-use crate::format::ids::{PageSize, Pgno};
+use crate::error::{Error, ErrorKind, Result};
+use crate::replicate::decide::{Break, TICK};
+use crate::replicate::live::{Context, Leave, Live};
 use crate::replicate::spool::Spool;
-use std::sync::Arc;
+use crate::replicate::wake::{Bell, Wake, Woken};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
-/// A running capture, on a thread of its own.
+/// SQLite needs little, and there may be a thousand of these.
+const STACK_BYTES: usize = 512 << 10;
+/// How long to wait after a failure before the database is opened again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long [`Capture::stop`] may take to leave an empty WAL behind.
+const STOP: Duration = Duration::from_secs(5);
+
+/// A running capture, on a thread of its own. Dropped without [`Capture::stop`] it ends as it stands.
+#[derive(Debug)]
 pub struct Capture {
-    _spool: Arc<Spool>,
+    requests: Sender<Request>,
+    bell: Bell,
+    trouble: Arc<Mutex<Option<String>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+enum Request {
+    Barrier(oneshot::Sender<Result<u64>>),
+    Snapshot(oneshot::Sender<Result<SnapshotPin>>),
+    Stop(oneshot::Sender<Result<()>>),
 }
 
 impl Capture {
@@ -16,10 +45,43 @@ impl Capture {
     /// switched to WAL mode) shows in [`Capture::trouble`] and is tried again.
     ///
     /// # Errors
-    /// `Conflict` if another daemon captures this database, `Invalid`, `Disk`.
+    /// `Conflict` if another daemon captures this database, `Unavailable` if the system gives no
+    /// thread or no inotify instance.
     pub fn start(settings: CaptureSettings, spool: Arc<Spool>, clock: Clock) -> Result<Self> {
-        let _ = (settings, clock);
-        Ok(Self { _spool: spool })
+        let (wake, bell) = Wake::new()?;
+        let (requests, received) = channel();
+        let trouble = Arc::new(Mutex::new(None));
+        let (first, began) = sync_channel(1);
+        let worker = Worker {
+            context: Context {
+                database: settings.database.clone(),
+                settings: Arc::new(settings),
+                spool,
+                clock,
+            },
+            wake,
+            requests: received,
+            trouble: Arc::clone(&trouble),
+            mode: Mode::Away {
+                again: Instant::now(),
+                anew: None,
+                needs_room: false,
+            },
+        };
+        let thread = std::thread::Builder::new()
+            .name("capture".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || worker.run(&first))
+            .map_err(|e| {
+                Error::unavailable("the system gives no thread for the capture").because(e)
+            })?;
+        began.recv().unwrap_or_else(|_| Err(ended()))?;
+        Ok(Self {
+            requests,
+            bell,
+            trouble,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Waits until everything that was committed before the call is in the spool; its last `seq`.
@@ -27,7 +89,7 @@ impl Capture {
     /// # Errors
     /// What keeps the capture from working.
     pub async fn barrier(&self) -> Result<u64> {
-        todo!()
+        self.ask(Request::Barrier).await
     }
 
     /// A read transaction at a known commit, for a first snapshot.
@@ -35,12 +97,12 @@ impl Capture {
     /// # Errors
     /// What keeps the capture from working.
     pub async fn snapshot_pin(&self) -> Result<SnapshotPin> {
-        todo!()
+        self.ask(Request::Snapshot).await
     }
 
     /// Why nothing is captured at the moment, if so: a sentence.
     pub fn trouble(&self) -> Option<String> {
-        todo!()
+        lock(&self.trouble).clone()
     }
 
     /// Captures what is committed, leaves the WAL empty if it can (bounded, 5 s), notes how it
@@ -49,54 +111,299 @@ impl Capture {
     /// # Errors
     /// `Disk`.
     pub async fn stop(&self) -> Result<()> {
-        todo!()
+        let stopped = self.ask(Request::Stop).await;
+        let thread = lock(&self.thread).take();
+        // The thread has nothing left to do but to return.
+        match thread.map(JoinHandle::join) {
+            Some(Ok(())) => stopped,
+            Some(Err(_)) | None => Err(ended()),
+        }
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T>>) -> Request,
+    ) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).map_err(|_| ended())?;
+        self.bell.ring();
+        answer.await.map_err(|_| ended())?
     }
 }
 
-/// Reads the pages of the database in page order, as they were at one commit as long as that is
-/// possible without getting in the application's way; after that, in short read transactions.
-/// Blocking; for a thread of its own.
-pub struct SnapshotPin {
-    _private: (),
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().expect("nobody panics with this lock held")
 }
 
-impl SnapshotPin {
-    /// The run that the commit belongs to.
-    pub fn run(&self) -> u64 {
-        todo!()
+fn ended() -> Error {
+    Error::new(ErrorKind::Disk, "the capture has ended unexpectedly")
+}
+
+/// What the thread owns.
+struct Worker {
+    context: Context,
+    wake: Wake,
+    requests: Receiver<Request>,
+    trouble: Arc<Mutex<Option<String>>>,
+    mode: Mode,
+}
+
+enum Mode {
+    /// Nothing is open.
+    Away {
+        /// When to try.
+        again: Instant,
+        /// Why the next run begins, if the last one has ended.
+        anew: Option<Break>,
+        /// Whether the spool must have room first.
+        needs_room: bool,
+    },
+    Live(Box<Live>),
+}
+
+impl Worker {
+    fn run(mut self, first: &SyncSender<Result<()>>) {
+        let began = match self.attach() {
+            Err(e) if e.kind() == ErrorKind::Conflict => Err(e),
+            Ok(()) => Ok(()),
+            Err(e) => {
+                self.away(e.to_string(), None, false);
+                Ok(())
+            }
+        };
+        let is_over = began.is_err();
+        // Whoever started us waits for this.
+        if first.send(began).is_err() || is_over {
+            return;
+        }
+        loop {
+            let wait = self.turn();
+            match self.serve() {
+                Served::Nothing => {}
+                Served::Some => continue,
+                Served::Over => return,
+            }
+            if wait > TICK && !self.wake.is_armed() {
+                self.arm();
+                continue;
+            }
+            if self.wake.wait(wait) == Woken::File
+                && let Mode::Live(live) = &mut self.mode
+            {
+                live.note_event();
+            }
+        }
     }
 
-    /// The commit whose state this is; when no longer exact, the state before the first page read.
-    pub fn seq(&self) -> u64 {
-        todo!()
+    /// One step; how long to wait then.
+    fn turn(&mut self) -> Duration {
+        let left = match &mut self.mode {
+            Mode::Live(live) => match live.turn() {
+                Ok(wait) => {
+                    let failure = self.context.spool.failure();
+                    self.set_trouble(failure);
+                    return wait;
+                }
+                Err(left) => left,
+            },
+            Mode::Away { again, .. } => {
+                let wait = again.saturating_duration_since(Instant::now());
+                // A file event says that it may be worth trying before.
+                if !wait.is_zero() && self.wake.is_armed() {
+                    return wait;
+                }
+                return match self.attach() {
+                    Ok(()) => Duration::ZERO,
+                    Err(e) => self.stay_away(&e),
+                };
+            }
+        };
+        self.leave(left);
+        Duration::ZERO
     }
 
-    /// Where SQLite's WAL stood at `seq`.
-    pub fn end(&self) -> crate::format::ids::WalEnd {
-        todo!()
+    fn leave(&mut self, left: Leave) {
+        match left {
+            Leave::Reopen(why) => self.away(why.to_string(), Some(why), false),
+            Leave::LetGo(why) => {
+                tracing::warn!("{}: {why}", self.context.database.display());
+                self.away(why.to_string(), Some(why), true);
+            }
+            Leave::Failed(e) => {
+                tracing::warn!("{}: {e}", self.context.database.display());
+                self.away(e.to_string(), None, false);
+            }
+        }
     }
 
-    /// Gives up exactness: what is read from now on is read in short read transactions.
-    pub fn let_go(&mut self) {
-        todo!()
+    fn away(&mut self, trouble: String, anew: Option<Break>, needs_room: bool) {
+        // Closes everything that was open.
+        self.mode = Mode::Away {
+            again: Instant::now(),
+            anew,
+            needs_room,
+        };
+        self.set_trouble(Some(trouble));
     }
 
-    /// Page size and database size in pages at that commit.
-    pub fn size(&self) -> (PageSize, u32) {
-        todo!()
+    fn stay_away(&mut self, error: &Error) -> Duration {
+        if let Mode::Away { again, .. } = &mut self.mode {
+            *again = Instant::now() + RETRY;
+        }
+        if self.trouble() != Some(error.to_string()) {
+            tracing::warn!("{error}");
+        }
+        self.set_trouble(Some(error.to_string()));
+        RETRY
     }
 
-    /// False once the pin was let go: the pages read later may be newer than `seq`.
-    pub fn is_exact(&self) -> bool {
-        todo!()
+    fn attach(&mut self) -> Result<()> {
+        let Mode::Away {
+            anew, needs_room, ..
+        } = &self.mode
+        else {
+            return Ok(());
+        };
+        let anew = anew.clone();
+        if *needs_room && self.context.spool.bytes() > self.context.budget() / 2 {
+            let why = anew.map_or(String::new(), |why| format!(": {why}"));
+            return Err(Error::unavailable(format!(
+                "nothing is captured until the spool has room{why}"
+            )));
+        }
+        let path = &self.context.settings.database;
+        self.context.database = existing(path)?;
+        let live = Live::attach(self.context.clone(), anew)?;
+        self.mode = Mode::Live(Box::new(live));
+        self.set_trouble(None);
+        Ok(())
     }
 
-    /// Reads a page; zeros for the lock-byte page and for one that is no longer there.
-    ///
-    /// # Errors
-    /// `Disk`; `Conflict` if the run ended meanwhile.
-    pub fn read(&mut self, pgno: Pgno, page: &mut [u8]) -> Result<()> {
-        let _ = (pgno, page);
-        todo!()
+    fn arm(&mut self) {
+        match &self.mode {
+            Mode::Live(live) => self.wake.arm(&live.watched_files()),
+            Mode::Away { .. } => {
+                let database = &self.context.settings.database;
+                let dir = database.parent().filter(|dir| *dir != Path::new(""));
+                self.wake.arm_directory(dir.unwrap_or(Path::new(".")));
+            }
+        }
     }
+
+    fn serve(&mut self) -> Served {
+        let mut served = Served::Nothing;
+        loop {
+            match self.requests.try_recv() {
+                Ok(Request::Barrier(reply)) => {
+                    let seq = self.with_live(|live| live.catch_up().map(Ok));
+                    answer(reply, seq);
+                }
+                Ok(Request::Snapshot(reply)) => {
+                    let pin = self.with_live(Live::snapshot_pin);
+                    answer(reply, pin);
+                }
+                Ok(Request::Stop(reply)) => {
+                    let stopped = self.stop();
+                    answer(reply, stopped);
+                    return Served::Over;
+                }
+                Err(TryRecvError::Empty) => return served,
+                Err(TryRecvError::Disconnected) => return Served::Over,
+            }
+            served = Served::Some;
+        }
+    }
+
+    fn with_live<T>(
+        &mut self,
+        ask: impl FnOnce(&mut Live) -> Result<Result<T>, Leave>,
+    ) -> Result<T> {
+        let Mode::Live(live) = &mut self.mode else {
+            let trouble = self.trouble().unwrap_or_default();
+            return Err(Error::unavailable(format!(
+                "nothing is captured: {trouble}"
+            )));
+        };
+        match ask(live) {
+            Ok(answered) => answered,
+            Err(left) => {
+                self.leave(left);
+                let trouble = self.trouble().unwrap_or_default();
+                Err(Error::unavailable(trouble))
+            }
+        }
+    }
+
+    /// Captures what is there, goes to rest if that is possible, closes everything.
+    fn stop(&mut self) -> Result<()> {
+        let since = Instant::now();
+        let caught_up = match &mut self.mode {
+            Mode::Live(live) => live.catch_up().map(|_| ()),
+            Mode::Away { .. } => Ok(()),
+        };
+        if let Err(Leave::Failed(e)) = caught_up {
+            return Err(e);
+        }
+        while let Mode::Live(live) = &mut self.mode {
+            if live.is_stopped(since) || since.elapsed() > STOP {
+                break;
+            }
+            match live.turn() {
+                Ok(wait) => {
+                    self.wake.wait(wait.min(TICK));
+                }
+                Err(Leave::Failed(e)) => return Err(e),
+                Err(Leave::Reopen(_) | Leave::LetGo(_)) => break,
+            }
+        }
+        self.mode = Mode::Away {
+            again: Instant::now(),
+            anew: None,
+            needs_room: false,
+        };
+        Ok(())
+    }
+
+    fn trouble(&self) -> Option<String> {
+        lock(&self.trouble).clone()
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        *lock(&self.trouble) = trouble;
+    }
+}
+
+enum Served {
+    Nothing,
+    Some,
+    Over,
+}
+
+/// Answers a request; whoever asked may have gone, and then nobody needs the answer.
+fn answer<T>(reply: oneshot::Sender<T>, answer: T) {
+    drop(reply.send(answer));
+}
+
+/// The database, symbolic links resolved, if there is one to capture. An empty file is not one yet:
+/// to switch it to WAL mode would write page 1, and so decide its page size for the application.
+fn existing(path: &Path) -> Result<PathBuf> {
+    let real = std::fs::canonicalize(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::not_found(format!(
+            "there is no database {} yet; it is captured as soon as there is one",
+            path.display()
+        )),
+        _ => Error::disk(format!("find {}", path.display()), e),
+    })?;
+    let meta =
+        std::fs::metadata(&real).map_err(|e| Error::disk(format!("stat {}", path.display()), e))?;
+    if !meta.is_file() {
+        return Err(Error::invalid(format!("{} is not a file", path.display())));
+    }
+    if meta.len() == 0 {
+        return Err(Error::not_found(format!(
+            "{} is empty; it is captured as soon as an application writes to it",
+            path.display()
+        )));
+    }
+    Ok(real)
 }

@@ -1,19 +1,28 @@
 //! From a live database to a replica: WAL capture into the spool, upload, first snapshots.
 
 pub mod act;
+mod connection;
+mod copy;
 pub mod decide;
 pub mod encode;
 pub mod first;
 pub mod history;
 pub mod identity;
 pub mod known;
+mod live;
 pub mod making;
 pub mod observe;
+pub mod pages;
 pub mod put;
+mod rest;
 pub mod sent;
 pub mod spool;
 pub mod state;
 pub mod upload;
+mod wake;
+
+#[cfg(test)]
+mod tests;
 
 use crate::error::Result;
 

@@ -494,6 +494,13 @@ impl Spool {
         }
     }
 
+    /// What failed, until it was read back: a sentence.
+    pub fn failure(&self) -> Option<String> {
+        self.writer()
+            .as_ref()
+            .and_then(|writer| writer.broken.clone())
+    }
+
     /// Ends a latched failure: reads from the disk, not from the page cache, what is there.
     /// [`Spool::position`] may lie before what was acknowledged if the disk lost it.
     ///

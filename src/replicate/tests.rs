@@ -1,0 +1,4 @@
+//! The capture against real SQLite in other processes.
+
+mod ordinary;
+mod world;
