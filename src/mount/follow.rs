@@ -113,6 +113,14 @@ impl Follow {
         need(state.last, running, now, interval, patience)
     }
 
+    /// How long what was seen last stays new enough.
+    pub fn fresh_for(&self, now: Timestamp, interval: Duration) -> Duration {
+        match self.state().last {
+            Last::Seen { started } => interval.saturating_sub(since(started, now)),
+            Last::Never | Last::Failed { .. } => interval,
+        }
+    }
+
     /// What is followed, for messages.
     pub fn name(&self) -> &str {
         &self.name
@@ -269,6 +277,8 @@ mod tests {
         assert!(second.await);
         assert!(follow.is_known());
         assert_eq!(follow.need(at(100.5), SECOND, PATIENCE), Need::Nothing);
+        assert_eq!(follow.fresh_for(at(100.75), SECOND), SECOND / 4);
+        assert_eq!(follow.fresh_for(at(102.0), SECOND), Duration::ZERO);
     }
 
     #[tokio::test]

@@ -196,7 +196,7 @@ impl Shared {
         if error.kind() == ErrorKind::Corrupt {
             self.complain(&format!("say what a name means: {error}"), String::new);
         }
-        errno(error)
+        errno(error, Of::Name)
     }
 
     fn reply_entry(&self, found: Result<Found>, reply: ReplyEntry) {
@@ -248,21 +248,22 @@ async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T>>) ->
 /// "this mount cannot", for ever. A store that does not answer is not EIO, which SQLite reports as
 /// "database disk image is malformed" (it does so for EIO, ERANGE and ENXIO on a read); any other
 /// errno is a "disk I/O error". Damage is EIO, and SQLite's words are right.
-fn errno(error: &Error) -> Errno {
-    match error.kind() {
-        ErrorKind::NotFound => Errno::ENOENT,
-        ErrorKind::Invalid => Errno::EINVAL,
-        ErrorKind::Unavailable => Errno::ETIMEDOUT,
-        ErrorKind::Corrupt | ErrorKind::Disk | ErrorKind::Conflict => Errno::EIO,
+fn errno(error: &Error, of: Of) -> Errno {
+    match (error.kind(), of) {
+        (ErrorKind::Unavailable, _) => Errno::ETIMEDOUT,
+        (ErrorKind::NotFound, Of::Name) => Errno::ENOENT,
+        (ErrorKind::Invalid, Of::Name) => Errno::EINVAL,
+        // Whatever became of the bytes of an open file, the file is there.
+        (ErrorKind::NotFound | ErrorKind::Invalid, Of::Bytes)
+        | (ErrorKind::Corrupt | ErrorKind::Disk | ErrorKind::Conflict, _) => Errno::EIO,
     }
 }
 
-/// The same where a file is open: whatever became of its bytes, it is there.
-fn read_errno(error: &Error) -> Errno {
-    match error.kind() {
-        ErrorKind::Unavailable => Errno::ETIMEDOUT,
-        _ => Errno::EIO,
-    }
+/// What a call asks for.
+#[derive(Clone, Copy)]
+enum Of {
+    Name,
+    Bytes,
 }
 
 fn system_time(time: Timestamp) -> SystemTime {
@@ -353,7 +354,7 @@ impl Filesystem for MountedView {
                     Err(error) => {
                         let moment = shared.view.describe(inode);
                         shared.complain(&format!("open {moment}: {error}"), String::new);
-                        reply.error(errno(&error));
+                        reply.error(errno(&error, Of::Name));
                     }
                 }
             });
@@ -389,7 +390,7 @@ impl Filesystem for MountedView {
                         shared.complain(&format!("read {moment}: {error}"), || {
                             format!(", page {}", file.page(offset))
                         });
-                        reply.error(read_errno(&error));
+                        reply.error(errno(&error, Of::Bytes));
                     }
                 }
             });

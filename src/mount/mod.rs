@@ -1,9 +1,9 @@
 //! A replica as a read-only file system: every commit is a plain SQLite file.
 //!
-//! [`view`] is the tree: names, attributes, what is served; it knows nothing of FUSE. [`fuse`]
-//! translates the kernel's calls to it and its answers back. [`session`] owns the mount itself, from
-//! the checks of the mount point to the unmounting. Contents never change under a reader: one
-//! restore point is one inode, and a name that moves on (`latest.db`) is a link.
+//! [`view`] is the tree: names, attributes, what is served; it knows nothing of FUSE.
+//! [`mod@fuse`] translates the kernel's calls to it and its answers back. [`session`] owns the
+//! mount itself, from the checks of the mount point to the unmounting. Contents never change under
+//! a reader: one restore point is one inode, and a name that moves on (`latest.db`) is a link.
 
 pub mod complaints;
 pub mod discover;

@@ -17,6 +17,7 @@ use crate::format::moment::Moment;
 use crate::materialize::cache::BlockCache;
 use crate::materialize::pages::Database;
 use crate::materialize::replica::{PointsQuery, Replica};
+use crate::mount::complaints::Complaints;
 use crate::mount::discover::{self, Place};
 use crate::mount::follow::{Follow, Look, Need};
 use crate::mount::inode::{DatabaseNumber, Inode, Meaning, Slots};
@@ -27,7 +28,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How many restore points a directory shows; every other one has a name all the same.
 pub const LISTED_POINTS: usize = 1000;
@@ -42,8 +43,7 @@ const SIDECAR_TTL: Duration = Duration::from_secs(3600);
 /// Of names whose meaning changes only if history itself does: a late second writer, thinning.
 const SETTLED_TTL: Duration = Duration::from_secs(60);
 
-/// Of names and attributes that mean something else with the next commit: this or the interval
-/// between two looks, whichever is less.
+/// Of names and attributes that mean something else with the next commit, at most.
 const MOVING_TTL_MAX: Duration = Duration::from_secs(1);
 
 /// Of the attributes of a restore point, which never change.
@@ -183,6 +183,7 @@ pub struct Member {
     follow: Arc<Follow>,
     /// Made when asked for, forgotten when something may be new.
     listing: Mutex<Option<Listing>>,
+    complaints: Mutex<Complaints>,
 }
 
 impl View {
@@ -227,11 +228,10 @@ impl View {
                 self.root
                     .look(&self.clock, async move { view.discover().await })
             }
-            Subject::Database(member) => member.clone().follow.look(&self.clock, async move {
-                member.replica.refresh().await?;
-                *locked(&member.listing) = None;
-                Ok(())
-            }),
+            Subject::Database(member) => member
+                .clone()
+                .follow
+                .look(&self.clock, async move { member.refresh().await }),
         }
     }
 
@@ -264,6 +264,7 @@ impl View {
             follow: Follow::new(store.location().to_owned()),
             replica: Replica::new(store, self.cache.clone()),
             listing: Mutex::default(),
+            complaints: Mutex::default(),
         });
         all.push(member.clone());
         member
@@ -297,7 +298,7 @@ impl View {
             return Ok(Answer::Now(Found::Entry(entry)));
         }
         self.answer(Subject::Root, how, || {
-            Ok(known().map_or(Found::Nothing(self.moving_ttl()), Found::Entry))
+            Ok(known().map_or(Found::Nothing(self.name_ttl(&self.root)), Found::Entry))
         })
     }
 
@@ -316,9 +317,9 @@ impl View {
                 Ok(match self.latest_attributes(member) {
                     Some(attributes) => Found::Entry(Entry {
                         attributes,
-                        ttl: self.moving_ttl(),
+                        ttl: self.name_ttl(&member.follow),
                     }),
-                    None => Found::Nothing(self.moving_ttl()),
+                    None => Found::Nothing(self.name_ttl(&member.follow)),
                 })
             });
         }
@@ -330,7 +331,7 @@ impl View {
         let subject = Subject::Database(member.clone());
         if !is_settled(moment, member.replica.newest()) {
             return self.answer(subject, how, || {
-                self.resolve(member, moment, self.moving_ttl())
+                self.resolve(member, moment, self.name_ttl(&member.follow))
             });
         }
         // `5m-ago` needs no look, but means another moment soon.
@@ -574,6 +575,13 @@ impl View {
         }
     }
 
+    /// How long a name that may mean something else with the next commit keeps its meaning: until
+    /// the next look, so that a commit is not late by what the kernel remembers and by what we do.
+    fn name_ttl(&self, follow: &Follow) -> Duration {
+        let fresh_for = follow.fresh_for((self.clock)(), self.options.refresh);
+        fresh_for.min(MOVING_TTL_MAX)
+    }
+
     fn moving_ttl(&self) -> Duration {
         self.options.refresh.min(MOVING_TTL_MAX)
     }
@@ -632,6 +640,20 @@ impl View {
             ))),
             (_, None) => Err(not_here("the generation is gone")),
         }
+    }
+}
+
+impl Member {
+    async fn refresh(&self) -> Result<()> {
+        self.replica.refresh().await?;
+        *locked(&self.listing) = None;
+        for trouble in self.replica.troubles() {
+            let trouble = trouble.to_string();
+            if locked(&self.complaints).is_news(&trouble, Instant::now()) {
+                tracing::warn!("{}: {trouble}", self.follow.name());
+            }
+        }
+        Ok(())
     }
 }
 

@@ -204,7 +204,7 @@ fn what_somebody_mounts_there_later_stays() {
 fn a_mount_left_by_a_killed_daemon_is_replaced() {
     let place = Place::new();
     place.leave_stale_mount();
-    let mut served = Served::start(&place.0.path());
+    let mut served = Served::start(place.0.path());
     assert_eq!(place.mounted(), ["fuse.sqlrepl"]);
     assert_eq!(names(place.0.path()), [""; 0]);
     served.stop();

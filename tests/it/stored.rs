@@ -26,7 +26,7 @@ const GENERATION: GenerationId = GenerationId {
 };
 
 /// A database and a replica of it, `app`, which starts at 9 o'clock with an empty database.
-pub struct Stored {
+pub(crate) struct Stored {
     folder: TempDir,
     last: RefCell<Last>,
 }
@@ -39,7 +39,7 @@ struct Last {
 }
 
 /// An hour of 2026-11-20.
-pub fn at(hour: i64) -> Timestamp {
+pub(crate) fn at(hour: i64) -> Timestamp {
     let midnight = Timestamp::parse_compact("20261120T000000.000000Z").unwrap();
     Timestamp::from_micros(midnight.micros() + hour * 3_600_000_000)
 }
@@ -50,7 +50,7 @@ fn scratch() -> std::io::Result<Box<dyn ScratchFile>> {
 
 impl Stored {
     /// A replica of a database in WAL mode without tables.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let claim = Claim {
             generation: GENERATION,
@@ -79,12 +79,12 @@ impl Stored {
     }
 
     /// The folder with the replica `app`; gone when this is.
-    pub fn replicas(&self) -> Arc<DirectoryStore> {
+    pub(crate) fn replicas(&self) -> Arc<DirectoryStore> {
         DirectoryStore::open(&self.folder.path().join("replicas")).unwrap()
     }
 
     /// Runs SQL and stores what it changed as one transaction; what the file holds then.
-    pub fn commit(&self, time: Timestamp, sql: &str) -> Vec<u8> {
+    pub(crate) fn commit(&self, time: Timestamp, sql: &str) -> Vec<u8> {
         let image = self.change(sql);
         let mut last = self.last.borrow_mut();
         let txid = last.txid.next();

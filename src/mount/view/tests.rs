@@ -330,6 +330,15 @@ async fn latest_leads_to_the_newest_commit_a_second_after_it_is_there() {
     app.commit("13:30:00", 2).await;
     world.clock.set("18:00:00.9");
     assert_eq!(world.latest().await, "2026-11-20T13-00-00.123456Z.db");
+    let found = world.lookup_in(world.app().await, "now.db").await.unwrap();
+    let Found::Entry(entry) = found else {
+        panic!("there is a newest commit");
+    };
+    assert_eq!(
+        entry.ttl,
+        SECOND / 10,
+        "the kernel asks again when we look again"
+    );
     world.clock.set("18:00:01");
     assert_eq!(world.latest().await, "2026-11-20T13-30-00.000000Z.db");
     assert_eq!(
