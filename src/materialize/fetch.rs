@@ -31,12 +31,17 @@ const GAP_BYTES: u64 = 16 << 10;
 /// The largest ranged read of a single reader, bytes.
 pub(crate) const GET_BYTES: u64 = 4 << 20;
 
+type BlockKey = (ObjectNumber, u32);
+type IndexKey = (ObjectNumber, IndexPiece);
+type BlockDuty = Takeoff<BlockKey, Bytes>;
+type IndexDuty = Takeoff<IndexKey, Index>;
+
 /// Fetches for all moments of one replica.
 pub(crate) struct Fetcher {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) cache: Arc<BlockCache>,
-    blocks: Arc<Flights<(ObjectNumber, u32), Bytes>>,
-    index: Arc<Flights<(ObjectNumber, IndexPiece), Index>>,
+    blocks: Arc<Flights<BlockKey, Bytes>>,
+    index: Arc<Flights<IndexKey, Index>>,
 }
 
 /// A block that is needed.
@@ -93,11 +98,7 @@ impl Fetcher {
         Ok(blocks)
     }
 
-    async fn land_blocks(
-        &self,
-        group: Group<(Takeoff<(ObjectNumber, u32), Bytes>, BlockRef)>,
-        page_size: PageSize,
-    ) {
+    async fn land_blocks(&self, group: Group<(BlockDuty, BlockRef)>, page_size: PageSize) {
         let read = self.read_group(&group).await;
         for (takeoff, block) in group.members {
             let opened = read.as_ref().map_err(copy).and_then(|bytes| {
@@ -248,10 +249,7 @@ impl Fetcher {
         Ok(leaves)
     }
 
-    async fn land_leaves(
-        &self,
-        group: Group<(Takeoff<(ObjectNumber, IndexPiece), Index>, LeafRef)>,
-    ) {
+    async fn land_leaves(&self, group: Group<(IndexDuty, LeafRef)>) {
         let read = self.read_group(&group).await;
         for (takeoff, leaf) in group.members {
             let opened = read.as_ref().map_err(copy).and_then(|bytes| {

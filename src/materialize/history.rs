@@ -80,6 +80,7 @@ impl From<&TimelineEntry> for Point {
 /// A claim that was read, with the hash that the first segment must carry.
 #[derive(Debug)]
 pub(crate) struct ReadClaim {
+    pub(crate) object: Arc<Object>,
     pub(crate) claim: Claim,
     pub(crate) hash: ObjectHash,
 }
@@ -166,13 +167,21 @@ impl Damage {
     }
 }
 
+/// An object that a snapshot's root names and that is not listed with that length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lack {
+    pub(crate) key: String,
+    /// Bytes.
+    pub(crate) length: u64,
+}
+
 /// What a generation is made from.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) id: GenerationId,
     pub(crate) claim: Option<Arc<ReadClaim>>,
-    /// In the order of the listing, and whether all that the root names is listed.
-    pub(crate) snapshots: Vec<(Arc<Snapshot>, bool)>,
+    /// In the order of the listing, each with what it needs and the listing does not show.
+    pub(crate) snapshots: Vec<(Arc<Snapshot>, Option<Lack>)>,
     /// In the order of the listing.
     pub(crate) segments: Vec<Arc<Segment>>,
     pub(crate) damage: Vec<Damage>,
@@ -183,7 +192,10 @@ pub(crate) struct Parts {
 pub(crate) struct History {
     pub(crate) id: GenerationId,
     pub(crate) claim: Option<Arc<ReadClaim>>,
+    /// Ascending by txid.
     pub(crate) snapshots: Vec<Arc<Snapshot>>,
+    /// What each of them lacks.
+    lacks: Vec<Option<Lack>>,
     pub(crate) segments: Vec<Arc<Segment>>,
     pub(crate) damage: Vec<Damage>,
     shape: Shape,
@@ -245,19 +257,16 @@ impl History {
             mut segments,
             mut damage,
         } = parts;
-        let bases = snapshots.iter().map(|(snapshot, is_complete)| Base {
+        let bases = snapshots.iter().map(|(snapshot, lack)| Base {
             txid: snapshot.txid,
             since: snapshot.since,
-            is_complete: *is_complete,
+            is_complete: lack.is_none(),
         });
         let mut shape = Shape {
             snapshots: bases.collect(),
             ..Shape::default()
         };
-        let snapshots: Vec<_> = snapshots
-            .into_iter()
-            .map(|(snapshot, _)| snapshot)
-            .collect();
+        let (snapshots, lacks): (Vec<_>, Vec<_>) = snapshots.into_iter().unzip();
         let page_size = snapshots.last().map(|snapshot| snapshot.page_size);
         // Each round takes out one segment that does not fit, so this ends.
         loop {
@@ -283,6 +292,7 @@ impl History {
             id,
             claim,
             snapshots,
+            lacks,
             segments,
             damage,
             shape,
@@ -299,9 +309,8 @@ impl History {
                 .snapshots
                 .iter()
                 .enumerate()
-                .all(|(index, (snapshot, is_complete))| {
-                    Arc::ptr_eq(snapshot, &self.snapshots[index])
-                        && *is_complete == self.is_complete(index)
+                .all(|(index, (snapshot, lack))| {
+                    Arc::ptr_eq(snapshot, &self.snapshots[index]) && *lack == self.lacks[index]
                 });
         let same_claim = match (&self.claim, &parts.claim) {
             (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
@@ -334,7 +343,10 @@ impl History {
         let open_end = self.reach.breaks.iter().filter(|b| b.to.is_none());
         let gaps = open_end.filter(|b| self.damage_at(b).is_none());
         let damaged = self.damage.iter().map(Damage::error);
-        damaged.chain(gaps.map(|found| self.broken(found)))
+        let lacking = (0..self.snapshots.len()).filter_map(|index| self.lacking(index));
+        damaged
+            .chain(lacking)
+            .chain(gaps.map(|found| self.broken(found)))
     }
 
     fn restore_point(&self, point: &Point) -> RestorePoint {
@@ -423,16 +435,28 @@ impl History {
             Unplanned::Before(Some(first)) => Error::not_found(format!(
                 "generation {id} has no restore point at txid {txid}: its first one is {first}"
             )),
-            Unplanned::Before(None) => match self.damaged(Damaged::Snapshot) {
-                Some(damage) => damage.error(),
-                None => Error::not_found(format!("generation {id} has no complete snapshot")),
-            },
+            Unplanned::Before(None) => {
+                let damage = self.damaged(Damaged::Snapshot).map(Damage::error);
+                let lacking = || (0..self.snapshots.len()).find_map(|index| self.lacking(index));
+                damage.or_else(lacking).unwrap_or_else(|| {
+                    Error::not_found(format!("generation {id} has no complete snapshot"))
+                })
+            }
         }
     }
 
     /// What the moment of a txid cannot be opened for, if it lies in a break.
     pub(crate) fn broken_at(&self, txid: Txid) -> Option<Error> {
         self.reach.break_at(txid).map(|found| self.broken(found))
+    }
+
+    /// What keeps a snapshot from being a base.
+    fn lacking(&self, index: usize) -> Option<Error> {
+        let Lack { key, length } = self.lacks.get(index)?.as_ref()?;
+        let snapshot = &self.snapshots[index].object.key;
+        Some(Error::corrupt(format!(
+            "{snapshot} needs {key} of {length} bytes, which the listing does not show"
+        )))
     }
 
     fn damaged(&self, what: Damaged) -> Option<&Damage> {
@@ -453,15 +477,22 @@ impl History {
             return damage.error();
         }
         let id = self.id;
-        Error::corrupt(match found.why {
-            Why::Missing(txid) => format!(
+        match found.why {
+            Why::Missing(txid) => Error::corrupt(format!(
                 "generation {id}: txid {txid} is missing: no segment in the listing holds it"
-            ),
-            Why::SnapshotMissing(txid) => format!(
-                "generation {id}: the pages of txid {txid} lie in a snapshot that is missing or \
-                 incomplete"
-            ),
-        })
+            )),
+            Why::SnapshotMissing(txid) => {
+                let index = self.snapshots.iter().position(|s| s.txid == txid);
+                let lacking = index.and_then(|index| self.lacking(index));
+                let damage = || self.damaged(Damaged::Snapshot).map(Damage::error);
+                lacking.or_else(damage).unwrap_or_else(|| {
+                    Error::corrupt(format!(
+                        "generation {id}: the pages of txid {txid} lie in a snapshot that the \
+                         listing does not show"
+                    ))
+                })
+            }
+        }
     }
 }
 
@@ -538,7 +569,7 @@ fn misfit(
     claim: Option<&ReadClaim>,
     page_size: Option<PageSize>,
 ) -> Option<(usize, Damage)> {
-    let mut before: Option<(Txid, ObjectHash)> = claim.map(|claim| (Txid::FIRST, claim.hash));
+    let mut before = claim.map(|claim| (Txid::FIRST, claim.hash, claim.object.key.as_str()));
     for piece in &shape.pieces {
         let segment = &segments[piece.index];
         let wrong = |what: String| Damage {
@@ -554,16 +585,20 @@ fn misfit(
             return Some((piece.index, wrong(what)));
         }
         let previous = segment.previous;
-        if let Some((end, hash)) = before
+        if let Some((end, hash, key)) = before
             && end.next() == piece.from
             && piece.from == segment.first
             && hash != previous
         {
-            let what = format!("it goes on from object {previous}, but before it lies {hash}");
+            let what = format!("it goes on from hash {previous}, but {key} has {hash}");
             return Some((piece.index, wrong(what)));
         }
         // Within a segment no level-0 segment ends, so nothing can be checked there.
-        before = (piece.to == segment.last).then_some((piece.to, segment.hands_on));
+        before = (piece.to == segment.last).then_some((
+            piece.to,
+            segment.hands_on,
+            segment.object.key.as_str(),
+        ));
     }
     None
 }

@@ -4,6 +4,8 @@ pub mod ahead;
 pub mod cache;
 pub(crate) mod fetch;
 pub(crate) mod history;
+#[cfg(test)]
+pub(crate) mod model;
 pub(crate) mod overlay;
 pub mod pages;
 pub(crate) mod plan;

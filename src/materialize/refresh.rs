@@ -13,10 +13,11 @@ use crate::format::container::{Header, Kind, SectionKind};
 use crate::format::ids::{GenerationId, ObjectHash, Txid};
 use crate::format::key::{GENERATIONS, Key, ObjectKey};
 use crate::format::segment::{Predecessor, SegmentIndex, decode_predecessors};
+use crate::format::snapshot::{Home, MapRoot};
 use crate::materialize::cache::{Index, IndexPiece, Table};
 use crate::materialize::fetch::{self, Fetcher, PARALLEL};
 use crate::materialize::history::{
-    Damage, Damaged, History, Object, Parts, Point, ReadClaim, Segment, Snapshot,
+    Damage, Damaged, History, Lack, Object, Parts, Point, ReadClaim, Segment, Snapshot,
 };
 use crate::materialize::plan::{self, Span};
 use crate::storage::Listed;
@@ -78,7 +79,7 @@ enum Loaded {
 /// A snapshot without the objects that its root names.
 struct ReadSnapshot {
     header: Header,
-    root: crate::format::snapshot::MapRoot,
+    root: MapRoot,
     point: Point,
     has_interior: bool,
 }
@@ -121,7 +122,7 @@ impl Loader {
                 )));
             }
             let catalog = Catalog::new(listed);
-            if self.is_settled && catalog == *self.catalog {
+            if listing == 1 && self.is_settled && catalog == *self.catalog {
                 return Ok(None);
             }
             self.forget_unlisted(&catalog);
@@ -182,9 +183,19 @@ impl Loader {
     }
 
     fn is_complete(&self, snapshot: &Snapshot) -> bool {
-        snapshot.root.homes.iter().all(|home| {
+        self.lack(snapshot).is_none()
+    }
+
+    /// What a snapshot's root names and the listing does not show.
+    fn lack(&self, snapshot: &Snapshot) -> Option<Lack> {
+        let is_missing = |home: &&Home| {
             let listed = self.objects.get(&home.key);
-            listed.is_some_and(|object| object.size == home.length)
+            listed.is_none_or(|object| object.size != home.length)
+        };
+        let home = snapshot.root.homes.iter().find(is_missing)?;
+        Some(Lack {
+            key: home.key.clone(),
+            length: home.length,
         })
     }
 
@@ -393,7 +404,7 @@ impl Loader {
             id,
             claim: claim.and_then(|claim| self.claims.get(&claim.key).cloned()),
             snapshots: snapshots
-                .map(|snapshot| (Arc::clone(snapshot), self.is_complete(snapshot)))
+                .map(|snapshot| (Arc::clone(snapshot), self.lack(snapshot)))
                 .collect(),
             segments: segments
                 .filter_map(|s| self.segments.get(&s.object.key).cloned())
@@ -435,7 +446,7 @@ fn span(segment: &SegmentListing) -> Span {
     }
 }
 
-async fn read_claim(fetcher: &Fetcher, id: GenerationId, object: &Object) -> Result<Loaded> {
+async fn read_claim(fetcher: &Fetcher, id: GenerationId, object: &Arc<Object>) -> Result<Loaded> {
     let location = fetcher.store.location();
     let named = |e: Error| e.context(format!("read {location}/{}", object.key));
     if object.size > CLAIM_BYTES {
@@ -453,7 +464,11 @@ async fn read_claim(fetcher: &Fetcher, id: GenerationId, object: &Object) -> Res
         ))));
     }
     let hash = ObjectHash(*blake3::hash(&bytes).as_bytes());
-    Ok(Loaded::Claim(ReadClaim { claim, hash }))
+    Ok(Loaded::Claim(ReadClaim {
+        object: Arc::clone(object),
+        claim,
+        hash,
+    }))
 }
 
 async fn read_snapshot(

@@ -575,3 +575,6 @@ fn newest_with(histories: &Histories, txid: Txid) -> Result<RestorePoint> {
         None => format!("no generation has a restore point at txid {txid}"),
     }))
 }
+
+#[cfg(test)]
+mod tests;
