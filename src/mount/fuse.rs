@@ -184,17 +184,19 @@ impl Shared {
         }
     }
 
-    /// Logs a failure unless it was lately; `detail` is what differs from one try to the next.
-    fn complain(&self, failed: &str, detail: impl FnOnce() -> String) {
-        if locked(&self.complaints).is_news(failed, Instant::now()) {
-            tracing::error!("cannot {failed}{}", detail());
+    /// Logs a failure unless the same `what` failed so lately; `doing` may differ from one try to
+    /// the next.
+    fn complain(&self, doing: &str, what: &str, error: &Error) {
+        let failed = format!("{what}: {error}");
+        if locked(&self.complaints).is_news(&failed, Instant::now()) {
+            tracing::error!("cannot {doing} {failed}");
         }
     }
 
     /// What the caller sees of an error about a name; damage is logged too.
     fn name_errno(&self, error: &Error) -> Errno {
         if error.kind() == ErrorKind::Corrupt {
-            self.complain(&format!("say what a name means: {error}"), String::new);
+            self.complain("tell", "what a name means", error);
         }
         errno(error, Of::Name)
     }
@@ -353,7 +355,7 @@ impl Filesystem for MountedView {
                     Ok(database) => shared.opened(inode, database, reply),
                     Err(error) => {
                         let moment = shared.view.describe(inode);
-                        shared.complain(&format!("open {moment}: {error}"), String::new);
+                        shared.complain("open", &moment, &error);
                         reply.error(errno(&error, Of::Name));
                     }
                 }
@@ -387,9 +389,8 @@ impl Filesystem for MountedView {
                     Ok(bytes) => reply.data(&view::served(offset, bytes)),
                     Err(error) => {
                         let moment = shared.view.describe(file.inode);
-                        shared.complain(&format!("read {moment}: {error}"), || {
-                            format!(", page {}", file.page(offset))
-                        });
+                        let doing = format!("read page {} of", file.page(offset));
+                        shared.complain(&doing, &moment, &error);
                         reply.error(errno(&error, Of::Bytes));
                     }
                 }
