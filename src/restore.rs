@@ -8,7 +8,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::container::BlockRef;
 use crate::format::ids::{PageSize, Pgno};
-use crate::materialize::cache::{ObjectNumber, Slots};
+use crate::materialize::cache::{ObjectNumber, Slots, locked};
 use crate::materialize::fetch::Fetcher;
 use crate::materialize::history::Object;
 use crate::materialize::pages::{Above, Database, Layout, Place, confirm};
@@ -20,13 +20,15 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// The largest ranged read, bytes.
 const GET_BYTES: u64 = 4 << 20;
 /// Bytes that are not needed are read if that saves a request, up to so many.
 const GAP_BYTES: u64 = 64 << 10;
+/// Bytes written at a time, about.
+const WRITE_BYTES: usize = 512 << 10;
 /// Objects whose block tables are in memory at a time.
 const TABLES: usize = 64;
 /// What SQLite would replay into a restored file, or take for a part of it.
@@ -263,6 +265,7 @@ impl Work {
             file: file.try_clone().map_err(|e| failed_write(path, e))?,
             path: path.to_owned(),
             page_size: database.layout().page_size,
+            buffers: Mutex::default(),
         });
         let steps = self.reads.iter().map(|read| {
             let (target, fetcher) = (Arc::clone(&target), Arc::clone(fetcher));
@@ -479,31 +482,78 @@ fn is_of_the_map(layout: &Layout, page: u32) -> bool {
     matches!(layout.above(page), Above::Map)
 }
 
+/// Bytes to write, which go on from each other: one long write costs less than many short ones,
+/// all of which take the file's lock.
+#[derive(Default)]
+struct Pending {
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Pending {
+    fn end(&self) -> u64 {
+        self.at + self.bytes.len() as u64
+    }
+}
+
 /// The file that pages are written to.
 struct Target {
     file: File,
     path: PathBuf,
     page_size: PageSize,
+    /// Used again and again: fresh memory costs as much as inflating into it.
+    buffers: Mutex<Vec<(Pending, Vec<u8>)>>,
 }
 
 impl Target {
     fn write(&self, stored: &[u8], offset: u64, blocks: &[(BlockRef, Vec<Strip>)]) -> Result<()> {
         let page_bytes = self.page_size.bytes();
+        let (mut pending, mut pages) = locked(&self.buffers).pop().unwrap_or_default();
         for (block, strips) in blocks {
             let start = (block.offset - offset) as usize;
             let stored = &stored[start..start + block.length as usize];
-            let pages = block
-                .open(stored, self.page_size)
-                .map_err(|e| e.context(format!("offset {}", block.offset)))?;
+            let named = |e: Error| e.context(format!("offset {}", block.offset));
+            let at = |strip: &Strip| u64::from(strip.page - 1) * page_bytes as u64;
+            if let [strip] = strips[..]
+                && strip.count == block.slots
+            {
+                self.make_room(&mut pending, at(&strip))?;
+                let into = &mut pending.bytes;
+                block
+                    .open_into(stored, self.page_size, into)
+                    .map_err(named)?;
+                continue;
+            }
+            pages.clear();
+            block
+                .open_into(stored, self.page_size, &mut pages)
+                .map_err(named)?;
             for strip in strips {
                 let start = (strip.slot - block.first_slot) as usize * page_bytes;
                 let bytes = &pages[start..start + strip.count as usize * page_bytes];
-                let at = u64::from(strip.page - 1) * page_bytes as u64;
-                self.file
-                    .write_all_at(bytes, at)
-                    .map_err(|e| failed_write(&self.path, e))?;
+                self.make_room(&mut pending, at(strip))?;
+                pending.bytes.extend_from_slice(bytes);
             }
         }
+        self.flush(&mut pending)?;
+        locked(&self.buffers).push((pending, pages));
+        Ok(())
+    }
+
+    /// Writes what is pending unless the bytes for `at` go on from it and it is short enough.
+    fn make_room(&self, pending: &mut Pending, at: u64) -> Result<()> {
+        if pending.end() != at || pending.bytes.len() >= WRITE_BYTES {
+            self.flush(pending)?;
+            pending.at = at;
+        }
+        Ok(())
+    }
+
+    fn flush(&self, pending: &mut Pending) -> Result<()> {
+        let written = self.file.write_all_at(&pending.bytes, pending.at);
+        written.map_err(|e| failed_write(&self.path, e))?;
+        pending.at = pending.end();
+        pending.bytes.clear();
         Ok(())
     }
 }

@@ -116,7 +116,8 @@ use crate::format::ids::{
     DatabaseId, GenerationId, ObjectHash, ObjectId, PageSize, Txid, WalEnd, WriterId,
 };
 use crate::format::varint::{self, Fields};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::cell::RefCell;
+use std::io::{Cursor, Read, Seek, SeekFrom, Write};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The magic and the length before the payload of a skippable frame, bytes.
@@ -1019,6 +1020,16 @@ impl BlockRef {
     /// # Errors
     /// `Corrupt`.
     pub fn open(&self, stored: &[u8], page_size: PageSize) -> Result<Vec<u8>> {
+        let mut pages = Vec::new();
+        self.open_into(stored, page_size, &mut pages)?;
+        Ok(pages)
+    }
+
+    /// Verifies the stored bytes and appends the `slots` pages that they inflate to.
+    ///
+    /// # Errors
+    /// `Corrupt`; then `pages` is as it was.
+    pub fn open_into(&self, stored: &[u8], page_size: PageSize, pages: &mut Vec<u8>) -> Result<()> {
         let what = format!("block at {}", self.offset);
         let wrong = |why: String| Error::corrupt(format!("{what}: {why}"));
         if stored.len() != self.length as usize {
@@ -1033,16 +1044,42 @@ impl BlockRef {
         if raw_length > BLOCK_RAW_MAX {
             return Err(wrong(format!("{} pages", self.slots)));
         }
-        let raw = zstd::bulk::decompress(stored, raw_length)
-            .map_err(|error| wrong(format!("it does not inflate: {error}")))?;
-        if raw.len() != raw_length {
-            return Err(wrong(format!(
-                "it inflates to {} bytes, expected {raw_length}",
-                raw.len()
-            )));
+        let before = pages.len();
+        pages.reserve(raw_length);
+        let inflated = inflate_behind(stored, pages)
+            .map_err(|error| wrong(format!("it does not inflate: {error}")));
+        let inflated = inflated.and_then(|length| match length == raw_length {
+            true => Ok(()),
+            false => Err(wrong(format!(
+                "it inflates to {length} bytes, expected {raw_length}"
+            ))),
+        });
+        if inflated.is_err() {
+            pages.truncate(before);
         }
-        Ok(raw)
+        inflated
     }
+}
+
+/// Inflates one zstd frame behind what a buffer holds, as far as it has room, and says how long it
+/// was.
+fn inflate_behind(stored: &[u8], buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+    thread_local! {
+        // A new context for each block would cost a tenth of a restore's time.
+        static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
+            const { RefCell::new(None) };
+    }
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        let decompressor = match kept {
+            Some(decompressor) => decompressor,
+            None => kept.insert(zstd::bulk::Decompressor::new()?),
+        };
+        let mut behind = Cursor::new(std::mem::take(buffer));
+        behind.set_position(behind.get_ref().len() as u64);
+        let length = decompressor.decompress_to_buffer(stored, &mut behind);
+        *buffer = behind.into_inner();
+        length
+    })
 }
 
 /// Room for what does not fit in memory while an object is written: an unnamed file of the caller.
