@@ -139,7 +139,11 @@ fn text_is_ascii_in_100_columns_without_trailing_blanks() {
             if !line.is_ascii() {
                 found.push(format!("{place}: not ASCII"));
             }
-            if line.chars().count() > 100 {
+            // A row of a table in the documentation cannot be broken.
+            let is_row = ["//! |", "/// |"]
+                .iter()
+                .any(|row| line.trim_start().starts_with(row));
+            if line.chars().count() > 100 && !is_row {
                 found.push(format!("{place}: longer than 100 columns"));
             }
             if line.ends_with([' ', '\t']) {
