@@ -282,7 +282,7 @@ fn highest(daemon: &Running, work: impl FnOnce() + Send) -> f64 {
     std::thread::scope(|scope| {
         let work = scope.spawn(work);
         let mut most = anon();
-        wait_until(4 * LONG, "the work", || {
+        wait_until(10 * LONG, "the work", || {
             most = most.max(anon());
             work.is_finished()
         });
@@ -295,7 +295,7 @@ fn highest(daemon: &Running, work: impl FnOnce() + Send) -> f64 {
 fn memory() -> Vec<Row> {
     let (world, daemon) = large(2_000, "--max-spool-size 4GiB");
     let sync = || {
-        wait_until(4 * LONG, "the snapshot", || {
+        wait_until(10 * LONG, "the snapshot", || {
             world.sqlrepl("sync app.db --timeout 60s").code == 0
         });
     };

@@ -9,8 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-/// Longer than any step of a test takes, however slow the machine: what hangs fails with it.
-pub(crate) const LONG: Duration = Duration::from_secs(300);
+/// Longer than what a test waits for takes, on a slow and busy machine too.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// Longer than any program runs to its end.
+const HANGS: Duration = Duration::from_secs(600);
 
 /// Asks again and again until there is an answer.
 ///
@@ -196,7 +199,7 @@ impl Running {
     #[track_caller]
     pub(crate) fn wait_exit(&mut self) -> i32 {
         let shown = format!("the end of `{}`", self.shown);
-        wait_for(LONG, &shown, || self.exit_code())
+        wait_for(HANGS, &shown, || self.exit_code())
     }
 
     /// Asks it to end (SIGTERM) and waits; the exit code.

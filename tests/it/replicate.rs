@@ -49,11 +49,11 @@ fn the_database_is_byte_for_byte_what_the_application_wrote() {
 fn a_database_that_does_not_exist_or_is_empty_is_waited_for_and_left_alone() {
     let world = World::new();
     let mut daemon = world.replicate("app.db replicas/app --sync-interval 50ms");
-    daemon.wait_says("does not exist");
+    daemon.wait_says("there is no database");
     assert!(!world.path("app.db").exists());
     world
         .sqlrepl("sync app.db --timeout 200ms")
-        .fails(1, "does not exist");
+        .fails(1, "there is no database");
 
     fs::write(world.path("app.db"), "").unwrap();
     daemon.wait_says("is empty");
@@ -84,7 +84,7 @@ fn a_database_in_rollback_mode_is_switched_and_what_prevents_it_is_said() {
     let reader = world.keep_open("app.db", "BEGIN; SELECT * FROM t");
 
     let mut daemon = world.replicate("app.db replicas/app --sync-interval 50ms");
-    daemon.wait_says("WAL mode");
+    daemon.wait_says("is locked by another process");
     assert_eq!(world.sql("app.db", "PRAGMA journal_mode"), "delete");
     reader.end("COMMIT");
 
@@ -145,15 +145,14 @@ fn a_database_that_became_another_one_starts_a_new_generation() {
     let mut daemon = world.daemon();
     let first = world.points().pop().unwrap();
 
-    // Replaced by a rename, under the running daemon.
+    // Replaced by a rename, under the running daemon. At rest, for SQLite replays into whatever lies
+    // there a WAL that is not empty.
+    world.await_rest();
     world.sql(
         "other.db",
         "PRAGMA journal_mode=WAL; CREATE TABLE t(id, v); INSERT INTO t VALUES(1, 'b')",
     );
     fs::rename(world.path("other.db"), world.path("app.db")).unwrap();
-    for beside in ["app.db-wal", "app.db-shm"] {
-        fs::remove_file(world.path(beside)).ok();
-    }
     wait_until(LONG, "a second generation", || {
         world.generations().len() == 2
     });
@@ -165,7 +164,7 @@ fn a_database_that_became_another_one_starts_a_new_generation() {
     for file in ["app.db", "app.db-wal", "app.db-shm"] {
         fs::remove_file(world.path(file)).ok();
     }
-    daemon.wait_says("does not exist");
+    daemon.wait_says("there is no database");
     world.sql(
         "app.db",
         "CREATE TABLE t(id, v); INSERT INTO t VALUES(1, 'c')",
@@ -225,7 +224,8 @@ fn several_replicas_get_every_commit_and_one_of_them_can_be_synced_alone() {
         let others = world.points_of(other);
         assert_eq!(others.len(), points.len(), "{other}");
         let times = |points: &[crate::world::Point]| -> Vec<String> {
-            points.iter().map(|point| point.time.clone()).collect()
+            // Each replica dates the state that it starts from by its own snapshot.
+            points[1..].iter().map(|point| point.time.clone()).collect()
         };
         assert_eq!(times(&others), times(&points), "{other}");
     }

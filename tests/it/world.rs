@@ -174,7 +174,12 @@ impl World {
     /// The same with more options.
     #[track_caller]
     pub(crate) fn daemon_with(&self, options: &str) -> Running {
-        let options = format!("app.db replicas/app --sync-interval 50ms {options}");
+        let interval = if options.contains("--sync-interval") {
+            ""
+        } else {
+            "--sync-interval 50ms"
+        };
+        let options = format!("app.db replicas/app {interval} {options}");
         let mut daemon = self.replicate(&options);
         self.await_sync(&mut daemon);
         daemon
