@@ -21,20 +21,6 @@ pub(crate) struct Exact {
     pub(crate) ranges: Vec<RangeInclusive<usize>>,
 }
 
-impl Exact {
-    /// # Panics
-    /// If this image of the ledger, which was called durable, is no restore point.
-    #[track_caller]
-    pub(crate) fn has(&self, image: usize) {
-        let has = self.ranges.iter().any(|range| range.contains(&image));
-        assert!(
-            has,
-            "image {image} was durable, and is lost: {:?}",
-            self.ranges
-        );
-    }
-}
-
 /// A replica, read through the library.
 struct Reader {
     runtime: Runtime,
@@ -84,6 +70,23 @@ impl Reader {
             ImageHash::of_pieces(pieces.into_iter())
         })
     }
+}
+
+/// Checks that the newest restore point has all of the first `shown` images behind it or is the
+/// last of them: a commit that was called durable is in some restore point.
+#[track_caller]
+pub(crate) fn check_durable(replica: &Path, ledger: &Path, shown: usize) {
+    let reader = Reader::new(replica);
+    let generations = reader.generations();
+    let newest = generations.last().and_then(|points| points.last());
+    let newest = newest.expect("a replica on which something is durable has restore points");
+    let hash = reader.hash(newest);
+    let place = images(ledger).iter().rposition(|other| *other == hash);
+    let place = place.unwrap_or_else(|| panic!("SQLite never showed {newest:?}"));
+    assert!(
+        place + 1 >= shown,
+        "{shown} images were durable, the newest point is number {place}"
+    );
 }
 
 /// Checks that every restore point is an image that SQLite showed, in order, and that none is

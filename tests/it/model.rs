@@ -1,7 +1,7 @@
 //! The model test: random transactions of several applications, checkpoints, kills of both sides
 //! and failing syncs, against SQLite's own image of every commit.
 
-use crate::exact::check_all;
+use crate::exact::{check_all, check_durable};
 use crate::oracle::images;
 use crate::program::{LONG, Running, wait_until};
 use crate::world::World;
@@ -48,8 +48,6 @@ struct Life {
     seed: u64,
     library: PathBuf,
     writers: Vec<(Writer, Kind)>,
-    /// Images of the ledger that a `sync` called durable.
-    durable: Vec<usize>,
     /// Pieces of work that no writer was asked for yet.
     pieces: u64,
 }
@@ -84,7 +82,6 @@ impl Life {
             seed,
             library,
             writers: Vec::new(),
-            durable: Vec::new(),
             pieces: 15,
         }
     }
@@ -111,9 +108,6 @@ impl Life {
     fn judge(&self) -> (usize, usize) {
         let ledger = self.world.path("ledger");
         let exact = check_all(&self.world.path("replicas/app"), &ledger);
-        for image in &self.durable {
-            exact.has(*image);
-        }
         let listed = self.world.points();
         assert_eq!(
             listed.len(),
@@ -200,11 +194,10 @@ impl Life {
     }
 
     fn sync(&mut self, daemon: &mut Running) {
-        let shown = images(&self.world.path("ledger")).len();
+        let ledger = self.world.path("ledger");
+        let shown = images(&ledger).len();
         self.world.await_sync(daemon);
-        if let Some(image) = shown.checked_sub(1) {
-            self.durable.push(image);
-        }
+        check_durable(&self.world.path("replicas/app"), &ledger, shown);
     }
 
     /// Waits until the ledger has so many more lines, or nobody writes.

@@ -81,7 +81,7 @@ fn a_path_that_is_taken_or_has_leftovers_beside_it_is_refused() {
     fs::write(world.path("taken.db"), "precious").unwrap();
     world
         .sqlrepl("restore -o taken.db replicas/app")
-        .fails(1, "taken.db exists");
+        .fails(2, "taken.db exists");
     world
         .sqlrepl("restore -o taken.db replicas/app --if-db-not-exists")
         .ok();
@@ -93,7 +93,7 @@ fn a_path_that_is_taken_or_has_leftovers_beside_it_is_refused() {
         let beside = world.path(&format!("out.db{suffix}"));
         fs::write(&beside, "of an earlier database").unwrap();
         let refused = world.sqlrepl("restore -o out.db replicas/app");
-        refused.fails(1, &format!("out.db{suffix}"));
+        refused.fails(2, &format!("out.db{suffix}"));
         assert!(!world.path("out.db").exists(), "{suffix}");
         fs::remove_file(beside).unwrap();
     }
@@ -155,10 +155,11 @@ fn a_restore_that_is_killed_leaves_no_file_of_that_name() {
 #[test]
 fn a_restored_database_is_in_wal_mode_and_nothing_lies_beside_it() {
     let world = three_versions();
-    world.restore("out/new/app.db", "");
-    let header = fs::read(world.path("out/new/app.db")).unwrap();
+    fs::create_dir(world.path("out")).unwrap();
+    world.restore("out/app.db", "");
+    let header = fs::read(world.path("out/app.db")).unwrap();
     assert_eq!(header[18..20], [2, 2]);
-    let beside = fs::read_dir(world.path("out/new")).unwrap().count();
+    let beside = fs::read_dir(world.path("out")).unwrap().count();
     assert_eq!(beside, 1);
 }
 

@@ -151,7 +151,7 @@ fn a_copy_beside_an_old_wal_is_not_what_was_copied_and_restore_refuses_the_place
     fs::remove_file(world.path("old.db")).unwrap();
     world
         .sqlrepl("restore -o old.db replicas/app")
-        .fails(1, "old.db-wal");
+        .fails(2, "old.db-wal");
     world.run("cp", &["mnt/app/latest.db", "old.db"]).ok();
     world.run("chmod", &["u+w", "old.db"]).ok();
     assert_eq!(world.sql("old.db", VERSION), "from the old WAL");

@@ -204,7 +204,10 @@ impl World {
     #[track_caller]
     pub(crate) fn mount(&self) -> Mount {
         let at = self.path("mnt");
-        fs::create_dir_all(&at).unwrap();
+        // A mount that was killed answers nothing there, not even that it is a directory.
+        if let Err(error) = fs::create_dir(&at) {
+            assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+        }
         let program = self.start("mount replicas mnt");
         // The guard stands before anything can fail.
         let mut mount = Mount { program, at };
