@@ -7,7 +7,7 @@ pub use crate::replicate::pages::SnapshotPin;
 
 use crate::config::{CaptureSettings, Clock};
 use crate::error::{Error, ErrorKind, Result};
-use crate::replicate::decide::{Break, TICK};
+use crate::replicate::decide::{Break, TICK, Timing};
 use crate::replicate::live::{Context, Leave, Live};
 use crate::replicate::spool::Spool;
 use crate::replicate::wake::{Bell, Wake, Woken};
@@ -48,6 +48,16 @@ impl Capture {
     /// `Conflict` if another daemon captures this database, `Unavailable` if the system gives no
     /// thread or no inotify instance.
     pub fn start(settings: CaptureSettings, spool: Arc<Spool>, clock: Clock) -> Result<Self> {
+        Self::start_timed(settings, spool, clock, Timing::default())
+    }
+
+    /// The same with other ideas of how long to wait for what.
+    pub(super) fn start_timed(
+        settings: CaptureSettings,
+        spool: Arc<Spool>,
+        clock: Clock,
+        timing: Timing,
+    ) -> Result<Self> {
         let (wake, bell) = Wake::new()?;
         let (requests, received) = channel();
         let trouble = Arc::new(Mutex::new(None));
@@ -58,6 +68,7 @@ impl Capture {
                 settings: Arc::new(settings),
                 spool,
                 clock,
+                timing,
             },
             wake,
             requests: received,

@@ -16,13 +16,28 @@ use crate::replicate::observe::Index;
 use std::fmt;
 use std::time::Duration;
 
-/// Quiet for so long, the application has probably finished what it was doing.
-pub const QUIET: Duration = Duration::from_millis(200);
-/// Idle for so long on lock 0, the database is at rest: the WAL is emptied.
-pub const REST: Duration = Duration::from_secs(2);
-/// The coarsest times of files that we reckon with. A file whose time is younger may be written to
-/// again without a change of its time.
-pub const FILE_TIME_GRAIN: Duration = Duration::from_secs(2);
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Quiet for so long, the application has probably finished what it was doing.
+    pub quiet: Duration,
+    /// Idle for so long on lock 0, the database is at rest: the WAL is emptied.
+    pub rest: Duration,
+    /// The coarsest times of files that we reckon with. A file whose time is younger may be written
+    /// to again without a change of its time.
+    pub file_time_grain: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            quiet: Duration::from_millis(200),
+            rest: Duration::from_secs(2),
+            file_time_grain: Duration::from_secs(2),
+        }
+    }
+}
+
 /// How often we look while the application is busy: the mark must move within 20 ms.
 pub const TICK: Duration = Duration::from_millis(8);
 /// So long after a file event we look at every tick: a checkpointer that waits for us writes to the
@@ -284,6 +299,8 @@ pub struct Limits {
     pub budget_bytes: u64,
     /// The slow poll.
     pub monitor: Duration,
+    /// How long to wait for what.
+    pub timing: Timing,
 }
 
 /// What to do next.
@@ -358,11 +375,16 @@ fn on_mark(seen: &Seen, frame_bytes: u64, limits: &Limits) -> Step {
     if seen.index.is_backfilled() {
         return Step::HandOver;
     }
-    let is_quiet = seen.idle >= QUIET;
+    let quiet = limits.timing.quiet;
+    let is_quiet = seen.idle >= quiet;
     let is_large = u64::from(seen.index.end.frame) * frame_bytes >= limits.wal_bytes;
     if !is_quiet && !is_large {
-        let left = QUIET - seen.idle;
-        return Step::Wait(if seen.since_event < ALERT { TICK } else { left });
+        let left = quiet - seen.idle;
+        return Step::Wait(if seen.since_event < ALERT {
+            left.min(TICK)
+        } else {
+            left
+        });
     }
     let tries = &seen.tries;
     let may_lock = is_large && limits.writer_lock && tries.failed >= TRIES_WITHOUT_LOCK;
@@ -386,17 +408,18 @@ fn on_mark(seen: &Seen, frame_bytes: u64, limits: &Limits) -> Step {
 }
 
 fn on_lock0(seen: &Seen, limits: &Limits) -> Step {
+    let (rest, grain) = (limits.timing.rest, limits.timing.file_time_grain);
     match seen.rest {
         Rest::Changed => Step::Reopen(Break::ReplacedInPlace),
         Rest::Noted => Step::Wait(limits.monitor),
-        Rest::Unchanged(age) if age >= FILE_TIME_GRAIN => Step::NoteRest,
-        Rest::Unchanged(age) => Step::Wait((FILE_TIME_GRAIN - age).min(limits.monitor)),
+        Rest::Unchanged(age) if age >= grain => Step::NoteRest,
+        Rest::Unchanged(age) => Step::Wait((grain - age).min(limits.monitor)),
         // Recovered since: lock 0 would make each checkpoint of a busy application fail.
         Rest::No if !seen.index.is_backfilled() => Step::HandOver,
-        Rest::No if seen.idle < REST => Step::Wait((REST - seen.idle).min(limits.monitor)),
+        Rest::No if seen.idle < rest => Step::Wait((rest - seen.idle).min(limits.monitor)),
         Rest::No if seen.index.end.frame == 0 && seen.wal_is_empty => Step::RememberFile,
-        Rest::No if seen.since_empty >= REST => Step::EmptyWal,
-        Rest::No => Step::Wait((REST - seen.since_empty).min(limits.monitor)),
+        Rest::No if seen.since_empty >= rest => Step::EmptyWal,
+        Rest::No => Step::Wait((rest - seen.since_empty).min(limits.monitor)),
     }
 }
 

@@ -12,7 +12,8 @@ use crate::format::wal::WordOrder;
 use crate::replicate::connection::{Checkpoint, CheckpointMode, Connection, from_sqlite, is_busy};
 use crate::replicate::copy::{Copied, Copy, WalFile};
 use crate::replicate::decide::{
-    self, Break, Files, Found, Limits, Pin, Rest, Resume, Seen, Step, TICK, Tries, TryEnd, Uncopied,
+    self, Break, Files, Found, Limits, Pin, Rest, Resume, Seen, Step, TICK, Timing, Tries, TryEnd,
+    Uncopied,
 };
 use crate::replicate::observe::{FileId, FileState, Index, boot_id, settled_index};
 use crate::replicate::pages::{PinState, PinnedAt, SnapshotPin, View};
@@ -76,6 +77,8 @@ pub(super) struct Context {
     pub spool: Arc<Spool>,
     /// What time it is.
     pub clock: Clock,
+    /// How long to wait for what.
+    pub timing: Timing,
 }
 
 impl Context {
@@ -392,6 +395,7 @@ impl Live {
             writer_lock: settings.writer_lock,
             budget_bytes: self.context.budget(),
             monitor: settings.monitor_interval,
+            timing: self.context.timing,
         }
     }
 
@@ -414,7 +418,7 @@ impl Live {
         let since = |at: Option<Instant>| at.map_or(Duration::MAX, |at| at.elapsed());
         let hurry = |since: Duration| {
             if self.is_stopping {
-                decide::REST
+                Duration::MAX
             } else {
                 since
             }
@@ -797,7 +801,7 @@ impl Live {
                 self.hand_over()?;
                 moved = Instant::now();
             }
-            let is_busy = self.last_commit.elapsed() < decide::QUIET;
+            let is_busy = self.last_commit.elapsed() < self.context.timing.quiet;
             exact = self.pin_exactly(&connection, is_busy)?;
         }
         if exact.is_none() && self.context.settings.writer_lock {
@@ -937,7 +941,7 @@ impl Live {
     }
 
     fn close_what_idles(&mut self, limit: Duration) {
-        if self.kind == Pin::Lock0 && limit > decide::QUIET {
+        if self.kind == Pin::Lock0 && limit > TICK {
             self.spare = None;
             self.locker = None;
             self.context.spool.rest();

@@ -1,4 +1,5 @@
 //! The capture against real SQLite in other processes.
 
 mod ordinary;
+mod stress;
 mod world;
