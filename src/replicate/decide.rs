@@ -42,7 +42,7 @@ impl Default for Timing {
 pub const TICK: Duration = Duration::from_millis(8);
 /// So long after a file event we look at every tick: a checkpointer that waits for us writes to the
 /// database file first, and then nothing more.
-pub const ALERT: Duration = Duration::from_millis(50);
+pub const ALERT: Duration = Duration::from_millis(250);
 /// Tries to restart the WAL without the write lock before it is taken.
 pub const TRIES_WITHOUT_LOCK: u32 = 20;
 /// The write lock is taken at most once in this time.
@@ -501,3 +501,6 @@ pub fn stamp(clock: Timestamp, last: Timestamp) -> Timestamp {
 pub fn clock_stepped_back(clock: Timestamp, last: Timestamp) -> bool {
     last.micros() - clock.micros() > AHEAD_MAX_MICROS
 }
+
+#[cfg(test)]
+mod tests;

@@ -340,7 +340,12 @@ impl Live {
             let must_tick = self.watch_snapshots(&seen).map_err(Leave::Failed)?;
             let limits = self.limits();
             let step = decide::next_step(&seen, &self.done.end, self.page_size, &limits);
-            tracing::trace!("{:?} -> {step:?}", seen.pin);
+            tracing::trace!(
+                "{:?} {:?} at {:?} -> {step:?}",
+                seen.pin,
+                seen.index,
+                self.done
+            );
             let before = self.done.seq;
             let done = match step {
                 Step::Wait(limit) if must_tick => return Ok(limit.min(TICK)),

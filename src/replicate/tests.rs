@@ -1,5 +1,6 @@
 //! The capture against real SQLite in other processes.
 
+mod neighbours;
 mod ordinary;
 mod stress;
 mod world;

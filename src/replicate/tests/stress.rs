@@ -58,6 +58,15 @@ fn capture_child() {
         return;
     };
     let dir = Path::new(&dir);
+    let log = fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(dir.join("capture.log"));
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(std::sync::Mutex::new(log.unwrap()))
+        .init();
     let is_over = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&is_over);
     std::thread::spawn(move || {
@@ -155,7 +164,7 @@ fn make_database(dir: &Path, random: &mut Random) {
 fn signal(child: &Child, signal: nix::sys::signal::Signal) {
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     // It may have ended by itself.
-    drop(nix::sys::signal::kill(pid, signal));
+    nix::sys::signal::kill(pid, signal).unwrap_or(());
 }
 
 fn end(mut child: Child) {
@@ -275,19 +284,19 @@ impl Oracle {
     }
 
     /// Checks the states of a run; how many of them the oracle had hashed.
-    fn check(&self, states: &[(u64, String)]) -> u64 {
+    fn check(&self, states: &[(String, String)]) -> u64 {
         let mut checked = 0;
         let mut last: Option<(usize, u64)> = None;
-        for (index, (seq, hash)) in states.iter().enumerate() {
+        for (index, (commit, hash)) in states.iter().enumerate() {
             let Some(&position) = self.known.get(hash) else {
                 continue;
             };
             checked += 1;
             if let Some((last_index, last_position)) = last {
-                assert_eq!(position, last_position + 1, "commit {seq} follows a gap");
+                assert_eq!(position, last_position + 1, "a gap before {commit} {hash}");
                 if let Some(between) = self.between[&position] {
                     let captured = (index - last_index - 1) as u64;
-                    assert_eq!(captured, between, "unhashed commits before {seq}");
+                    assert_eq!(captured, between, "unhashed ones before {commit}");
                 }
             }
             last = Some((index, position));
@@ -321,11 +330,11 @@ fn check_runs(dir: &Path, oracle: &Oracle) -> (u64, u64) {
         image.resize(size as u32);
         let mut states = Vec::new();
         if valid_from == seq {
-            states.push((seq, image.hash()));
+            states.push((format!("the snapshot at {seq}"), image.hash()));
         }
         image.replay(&spool, run.id, seq, |commit, image| {
             if commit.seq >= valid_from {
-                states.push((commit.seq, image.hash()));
+                states.push((format!("{commit:?}"), image.hash()));
             }
         });
         checked += oracle.check(&states);
@@ -333,7 +342,12 @@ fn check_runs(dir: &Path, oracle: &Oracle) -> (u64, u64) {
             last.clone_from(hash);
         }
     }
-    assert_eq!(last, oracle.last, "the last state is captured");
+    assert_eq!(
+        last,
+        oracle.last,
+        "the last state is captured; see {}",
+        dir.display()
+    );
     (checked, runs.len() as u64)
 }
 
@@ -342,14 +356,17 @@ fn every_captured_state_is_sqlites_own_and_none_is_missing() {
     let seconds = std::env::var("SQLREPL_STRESS_SECONDS").map_or(6, |text| text.parse().unwrap());
     let seed = std::env::var("SQLREPL_STRESS_SEED")
         .map_or_else(|_| clock().micros() as u64, |text| text.parse().unwrap());
-    eprintln!("SQLREPL_STRESS_SEED={seed}");
-    let mut random = Random(seed | 1);
     let dir = tempfile::tempdir().unwrap();
+    eprintln!("SQLREPL_STRESS_SEED={seed} in {}", dir.path().display());
+    let mut random = Random(seed | 1);
     make_database(dir.path(), &mut random);
     let counts = torment(dir.path(), &mut random, Duration::from_secs(seconds));
-    let oracle = Oracle::read(&dir.path().join("oracle"));
+    let dir = dir.keep();
+    let oracle = Oracle::read(&dir.join("oracle"));
     let hashed = oracle.between.len() as u64;
-    let (checked, runs) = check_runs(dir.path(), &oracle);
+    let (checked, runs) = check_runs(&dir, &oracle);
+    // Kept if something is wrong.
+    fs::remove_dir_all(&dir).unwrap();
     eprintln!("{hashed} hashed states, {checked} captured and equal, {runs} runs, {counts:?}");
     assert!(
         checked * 3 > hashed,

@@ -1,7 +1,7 @@
 //! The harness: an application in a process of its own, since POSIX locks are per process, and a
 //! reader that rebuilds each captured state from the spool.
 
-use crate::config::CaptureSettings;
+use crate::config::{CaptureSettings, Clock};
 use crate::format::ids::{PageSize, Pgno, Timestamp};
 use crate::replicate::act::{Capture, SnapshotPin};
 use crate::replicate::spool::{Spool, SpooledCommit};
@@ -123,7 +123,10 @@ impl World {
 
     pub(super) fn capture(&self) -> Running<'_> {
         let spool = Arc::new(Spool::open(&self.settings.meta_path).unwrap());
-        let clock = Arc::new(clock);
+        self.capture_with(spool, Arc::new(clock))
+    }
+
+    pub(super) fn capture_with(&self, spool: Arc<Spool>, clock: Clock) -> Running<'_> {
         let capture = Capture::start(self.settings.clone(), Arc::clone(&spool), clock).unwrap();
         Running {
             world: self,
@@ -230,10 +233,6 @@ impl Image {
             }
         }
         self.size = size;
-    }
-
-    pub(super) fn page(&self, pgno: u32) -> &[u8] {
-        &self.pages[&pgno]
     }
 
     /// The hash that `.hash` of the application gives.
