@@ -222,10 +222,9 @@ impl Image {
 
     /// Pages beyond the size are gone; those that no frame ever held are zeros.
     pub(super) fn resize(&mut self, size: u32) {
-        for pgno in size + 1..=self.size {
-            if let Some(page) = self.pages.remove(&pgno) {
-                self.sum = self.sum.wrapping_sub(page_hash(pgno, &page));
-            }
+        // A transaction may write pages beyond the size that it ends with.
+        for (pgno, page) in self.pages.extract_if(|pgno, _| *pgno > size) {
+            self.sum = self.sum.wrapping_sub(page_hash(pgno, &page));
         }
         for pgno in self.size + 1..=size {
             if !self.pages.contains_key(&pgno) {
