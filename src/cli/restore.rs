@@ -3,10 +3,9 @@
 use crate::cli::args::Restore;
 use crate::cli::{clock, replica_at};
 use indicatif::{ProgressBar, ProgressStyle};
-use sqlrepl::error::{Error, Result};
-use sqlrepl::format::ids::{GenerationId, RestorePoint};
+use sqlrepl::error::Result;
+use sqlrepl::format::ids::RestorePoint;
 use sqlrepl::format::moment::Moment;
-use sqlrepl::materialize::replica::{PointsQuery, Replica};
 use sqlrepl::restore::{RestoreOptions, refuse_existing, restore, summarize};
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -25,7 +24,7 @@ pub(crate) async fn run(args: Restore) -> Result<()> {
     };
     let replica = replica_at(&args.replica).await?;
     let point = match args.generation {
-        Some(generation) => within(&replica, generation, moment)?,
+        Some(generation) => replica.resolve_in(generation, moment)?,
         None => replica.resolve(moment)?,
     };
     let database = replica.open(&point).await?;
@@ -66,35 +65,6 @@ fn described(args: &Restore, point: &RestorePoint) -> String {
         point.generation,
         args.output.display()
     )
-}
-
-/// The restore point that a moment means in one generation alone.
-fn within(replica: &Replica, generation: GenerationId, moment: Moment) -> Result<RestorePoint> {
-    let until = match moment {
-        Moment::Txid(None, txid) => {
-            return replica.resolve(Moment::Txid(Some(generation), txid));
-        }
-        Moment::Txid(Some(named), _) if named != generation => {
-            return Err(Error::invalid(format!(
-                "--txid names generation {named}, --generation {generation}"
-            )));
-        }
-        Moment::Txid(..) => return replica.resolve(moment),
-        Moment::At(time) => Some(time),
-        Moment::Latest => None,
-    };
-    let query = PointsQuery {
-        generation: Some(generation),
-        until,
-        newest: Some(1),
-        ..PointsQuery::default()
-    };
-    replica.points(&query).pop().ok_or_else(|| {
-        Error::not_found(match until {
-            Some(time) => format!("generation {generation} has no restore point up to {time}"),
-            None => format!("there is no generation {generation} that can be restored"),
-        })
-    })
 }
 
 /// A bar on a terminal, log lines elsewhere.

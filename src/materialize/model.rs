@@ -17,8 +17,8 @@ use crate::format::interior::InteriorPages;
 use crate::format::key::{Key, ObjectKey};
 use crate::format::segment::{Predecessor, SegmentIndex, SegmentWriter, TimelineEntry};
 use crate::format::snapshot::{
-    Home, Leaf, LeafRef, LeafSource, MapToWrite, Run, SnapshotIndex, SnapshotWriter, leaves,
-    overlay,
+    Home, Leaf, LeafRef, LeafSource, MapRoot, MapToWrite, Run, SnapshotIndex, SnapshotWriter,
+    leaves, overlay,
 };
 use crate::materialize::cache::BlockCache;
 use crate::materialize::pages::{Database, ReadAhead};
@@ -529,13 +529,6 @@ impl Writer {
         let at = header.last.get();
         let pages = self.pages(at);
         content.resize(pages as usize, None);
-        let known = self.snapshots.iter().flat_map(|snap| &snap.leaves);
-        let known: HashMap<(ObjectId, u64), Leaf> = known
-            .filter_map(|(place, leaf)| {
-                Some(((place.as_ref()?.object, place.as_ref()?.offset), leaf))
-            })
-            .map(|(place, leaf)| (place, leaf.clone()))
-            .collect();
         let mut needed = HashSet::new();
         let mut decoded = Vec::new();
         for source in &sources {
@@ -543,10 +536,7 @@ impl Writer {
                 LeafSource::Here(leaf) => leaf.clone(),
                 LeafSource::Earlier(place) => {
                     needed.insert(place.object);
-                    match known.get(&(place.object, place.offset)) {
-                        Some(leaf) => leaf.clone(),
-                        None => self.read_leaf(place).await,
-                    }
+                    self.read_leaf(place).await
                 }
                 LeafSource::Empty => Leaf::default(),
             };
@@ -569,18 +559,7 @@ impl Writer {
             hash8: written.hash.hash8(),
         };
         let key = self.put_home(key, out.into_inner(), &written).await;
-        let stored = StoredObject::open(&*self.store, &key, written.length)
-            .await
-            .unwrap();
-        let sections = stored
-            .sections(&*self.store, SnapshotIndex::SECTIONS)
-            .await
-            .unwrap();
-        let sections = sections.each_ref().map(Option::as_deref);
-        let root = SnapshotIndex::decode(&stored.footer, sections)
-            .unwrap()
-            .root
-            .unwrap();
+        let root = self.read_root(&key, written.length).await;
         // It carries its own entry, so its transaction is one that can be asked for.
         self.thinned.remove(&at);
         self.snapshots.push(Snap {
@@ -590,6 +569,15 @@ impl Writer {
             content,
         });
         key
+    }
+
+    async fn read_root(&self, key: &str, length: u64) -> MapRoot {
+        let stored = StoredObject::open(&*self.store, key, length).await.unwrap();
+        let sections = stored.sections(&*self.store, SnapshotIndex::SECTIONS);
+        let sections = sections.await.unwrap();
+        let sections = sections.each_ref().map(Option::as_deref);
+        let index = SnapshotIndex::decode(&stored.footer, sections).unwrap();
+        index.root.unwrap()
     }
 
     async fn read_leaf(&self, place: &LeafRef) -> Leaf {

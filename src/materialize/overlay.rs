@@ -348,7 +348,8 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn the_smallest_size_is_that_of_a_plain_search(
-            sizes in prop::collection::vec(1_u32..1000, 0..300), at in 1_u64..300, length in 0_u64..300,
+            sizes in prop::collection::vec(1_u32..1000, 0..300),
+            at in 1_u64..300, length in 0_u64..300,
         ) {
             let mut shrinks = Shrinks::default();
             for (t, &size) in (2..).zip(&sizes) {

@@ -23,15 +23,15 @@ use crate::materialize::plan::{self, Span};
 use crate::storage::Listed;
 use crate::storage::catalog::{Catalog, GenerationListing, SegmentListing, SnapshotListing};
 use crate::storage::object::get_exactly;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// Listings that one refresh takes at most.
 const LISTINGS: u32 = 3;
-/// Of the level-0 segments that no hint covers yet, every so manieth is read: a footer has hints for
-/// up to 64, fewer when they are large. The last round reads what is left.
+/// Of the level-0 segments that no hint covers yet, every so manieth is read: a footer has hints
+/// for up to 64, fewer when they are large. The last round reads what is left.
 const STRIDES: [usize; 3] = [32, 8, 1];
 /// The largest claim that is read, bytes.
 const CLAIM_BYTES: u64 = 1 << 20;
@@ -46,6 +46,8 @@ pub(crate) struct Loader {
     catalog: Arc<Catalog>,
     /// Nothing was damaged or missing in it.
     is_settled: bool,
+    /// The snapshots that needed what was not listed.
+    incomplete: HashSet<String>,
     objects: HashMap<String, Arc<Object>>,
     claims: HashMap<String, Arc<ReadClaim>>,
     snapshots: HashMap<String, Arc<Snapshot>>,
@@ -99,6 +101,7 @@ impl Loader {
             fetcher,
             catalog: Arc::default(),
             is_settled: false,
+            incomplete: HashSet::new(),
             objects: HashMap::new(),
             claims: HashMap::new(),
             snapshots: HashMap::new(),
@@ -131,7 +134,9 @@ impl Loader {
                 .values()
                 .any(|(_, _, e)| e.kind() == ErrorKind::NotFound);
             // A listing is no single moment: what a root names may have come after its page of it.
-            let unsure = vanished || (!self.is_whole(&catalog) && *self.catalog != catalog);
+            let lacking = self.incomplete();
+            let unsure = vanished || !lacking.is_subset(&self.incomplete);
+            self.incomplete = lacking;
             let histories = self.assemble(&catalog, failures, old);
             self.forget_incomplete();
             self.catalog = Arc::new(catalog);
@@ -174,12 +179,13 @@ impl Loader {
         Arc::clone(&self.objects[&listed.key])
     }
 
-    /// True if all that the roots of snapshots name is listed.
-    fn is_whole(&self, catalog: &Catalog) -> bool {
-        let snapshots = catalog.generations.values().flat_map(|g| &g.snapshots);
-        snapshots
-            .filter_map(|snapshot| self.snapshots.get(&snapshot.object.key))
-            .all(|snapshot| self.is_complete(snapshot))
+    /// The keys of snapshots that need what is not listed.
+    fn incomplete(&self) -> HashSet<String> {
+        let lacking = self
+            .snapshots
+            .iter()
+            .filter(|(_, snapshot)| !self.is_complete(snapshot));
+        lacking.map(|(key, _)| key.clone()).collect()
     }
 
     fn is_complete(&self, snapshot: &Snapshot) -> bool {
@@ -212,7 +218,9 @@ impl Loader {
         let mut jobs = self.claims_and_snapshots(catalog);
         for stride in STRIDES {
             jobs.extend(self.segments_to_read(catalog, &failures, stride));
-            for (job, result) in self.run(std::mem::take(&mut jobs)).await {
+            let mut results = read_all(&self.fetcher, std::mem::take(&mut jobs));
+            // Each is kept as it comes: a caller that gives up and tries again gets on.
+            while let Some((job, result)) = results.next().await {
                 self.keep(job, result, &mut failures)?;
             }
         }
@@ -260,18 +268,6 @@ impl Loader {
             );
         }
         jobs
-    }
-
-    async fn run(&self, jobs: Vec<Job>) -> Vec<(Job, Result<Loaded>)> {
-        let read = |job: Job| {
-            let fetcher = Arc::clone(&self.fetcher);
-            async move {
-                let result = job.read(&fetcher).await;
-                (job, result)
-            }
-        };
-        let reads = futures_util::stream::iter(jobs).map(read);
-        reads.buffer_unordered(PARALLEL).collect().await
     }
 
     fn keep(&mut self, job: Job, result: Result<Loaded>, failures: &mut Failures) -> Result<()> {
@@ -412,6 +408,23 @@ impl Loader {
             damage,
         }
     }
+}
+
+/// Reads objects in parallel.
+fn read_all(
+    fetcher: &Arc<Fetcher>,
+    jobs: Vec<Job>,
+) -> impl Stream<Item = (Job, Result<Loaded>)> + Unpin + use<> {
+    let fetcher = Arc::clone(fetcher);
+    let read = move |job: Job| {
+        let fetcher = Arc::clone(&fetcher);
+        async move {
+            let result = job.read(&fetcher).await;
+            (job, result)
+        }
+    };
+    let reads = futures_util::stream::iter(jobs).map(read);
+    Box::pin(reads.buffer_unordered(PARALLEL))
 }
 
 fn objects(generation: &GenerationListing) -> impl Iterator<Item = &Listed> {

@@ -27,7 +27,7 @@ const OVERLAYS: NonZeroUsize = NonZeroUsize::new(4).expect("it is not 0");
 /// A map's leaves are read when a moment is opened if they take no more than so many bytes; else
 /// when they are needed.
 const LEAF_BYTES_AT_OPEN: u64 = 1 << 20;
-/// The block tables of a map's homes are read when a moment is opened if they are no more than this.
+/// The block tables of a map's homes are read when a moment is opened if they are no more.
 const TABLES_AT_OPEN: usize = 16;
 /// Segments whose versions are in memory at a time while an overlay is made.
 const LAYERS: usize = 256;
@@ -174,6 +174,7 @@ impl Replica {
             .histories
             .values()
             .flat_map(|history| history.troubles())
+            .map(|error| self.located(error))
             .collect()
     }
 
@@ -207,15 +208,29 @@ impl Replica {
                     .ok_or_else(none)
             }),
             Moment::At(time) => plan::resolve_at(histories, time),
-            Moment::Txid(Some(id), txid) => match histories.get(&id) {
-                Some(history) => history
-                    .needed(txid)
-                    .and_then(|_| named_point(history, txid)),
-                None => Err(Error::not_found(format!("there is no generation {id}"))),
-            },
+            Moment::Txid(Some(id), txid) => within(histories, id, Moment::Txid(None, txid)),
             Moment::Txid(None, txid) => newest_with(histories, txid),
         };
-        resolved.map_err(|error| error.context(self.fetcher.store.location()))
+        resolved.map_err(|error| self.located(error))
+    }
+
+    /// The restore point that a moment means in one generation, whatever came before or after it.
+    ///
+    /// # Errors
+    /// As [`Replica::resolve`]; `Invalid` if the moment names another generation.
+    pub fn resolve_in(&self, generation: GenerationId, moment: Moment) -> Result<RestorePoint> {
+        let state = self.state();
+        let resolved = within(&state.histories, generation, moment);
+        resolved.map_err(|error| self.located(error))
+    }
+
+    /// The same error, with the replica named if the object alone is.
+    fn located(&self, error: Error) -> Error {
+        let location = self.fetcher.store.location();
+        match error.to_string().contains(location) {
+            true => error,
+            false => error.context(location),
+        }
     }
 
     /// A restore point by its exact name.
@@ -348,7 +363,7 @@ impl Replica {
             .histories
             .get(&id)
             .ok_or_else(|| Error::not_found(format!("{location}: there is no generation {id}")))?;
-        let named = |error: Error| error.context(location);
+        let named = |error: Error| self.located(error);
         let pages = named_point(history, point.txid).map_err(named)?.pages;
         let needed = history.needed(point.txid).map_err(named)?;
         let (overlay, ()) =
@@ -553,6 +568,36 @@ fn named_point(history: &History, txid: Txid) -> Result<RestorePoint> {
             Err(error) => error,
             Ok(_) => unreachable!("what can be planned is a restore point"),
         })
+}
+
+/// What a moment means in one generation.
+fn within(histories: &Histories, id: GenerationId, moment: Moment) -> Result<RestorePoint> {
+    let history = histories
+        .get(&id)
+        .ok_or_else(|| Error::not_found(format!("there is no generation {id}")))?;
+    let time = match moment {
+        Moment::Latest => Timestamp::from_micros(i64::MAX),
+        Moment::At(time) => time,
+        Moment::Txid(Some(named), _) if named != id => {
+            return Err(Error::invalid(format!(
+                "the txid is one of generation {named}, and generation {id} is asked for"
+            )));
+        }
+        Moment::Txid(_, txid) => {
+            return history
+                .needed(txid)
+                .and_then(|_| named_point(history, txid));
+        }
+    };
+    history.at(time, None)?.ok_or_else(|| {
+        Error::not_found(match history.first() {
+            Some(first) => format!(
+                "{time} lies before the first restore point of generation {id}, {}",
+                first.time
+            ),
+            None => format!("generation {id} has no complete snapshot"),
+        })
+    })
 }
 
 /// A transaction of the newest generation that has it.

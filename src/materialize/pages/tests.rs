@@ -468,6 +468,35 @@ async fn a_time_is_resolved_by_parentage() {
 }
 
 #[tokio::test]
+async fn a_generation_that_is_named_is_searched_alone() {
+    let store: Arc<dyn Store> = MemoryStore::new();
+    let mut parent = Writer::new(Arc::clone(&store), 22, 1, 512, 10).await;
+    parent.exact_snapshot(false).await;
+    for _ in 0..4 {
+        parent.commit();
+        parent.upload().await;
+    }
+    let points = parent.points();
+    let child = parent.child(points[1].txid.get()).await;
+    let replica = open_replica(&store, CACHE).await;
+    let within = |moment| replica.resolve_in(parent.id, moment);
+    assert_eq!(within(Moment::Latest).unwrap(), points[4]);
+    assert_eq!(within(Moment::At(points[3].time)).unwrap(), points[3]);
+    let kind = |moment| replica.resolve_in(child.id, moment).unwrap_err().kind();
+    assert_eq!(kind(Moment::At(points[3].time)), ErrorKind::NotFound);
+    assert_eq!(
+        kind(Moment::Txid(Some(parent.id), points[1].txid)),
+        ErrorKind::Invalid
+    );
+    // What is lost behind the last point is no older answer but an error.
+    let lost = "generations/00000001-feed0001/wal/0/0000000000000004.wal";
+    store.delete(&[lost.to_owned()]).await.unwrap();
+    replica.refresh().await.unwrap();
+    let error = replica.resolve_in(parent.id, Moment::Latest).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+#[tokio::test]
 async fn points_are_listed_by_generation_time_and_number() {
     let store: Arc<dyn Store> = MemoryStore::new();
     let [parent, child] = build(&store, 23, 512, 10).await;

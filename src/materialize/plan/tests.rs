@@ -167,7 +167,11 @@ proptest! {
         spans in prop::collection::vec((0_u8..3, 2_u64..40, 0_u64..12), 0..12),
     ) {
         let spans: Vec<Span> = spans.iter()
-            .map(|&(level, first, length)| Span { level, first: txid(first), last: txid(first + length) })
+            .map(|&(level, first, length)| Span {
+                level,
+                first: txid(first),
+                last: txid(first + length),
+            })
             .collect();
         let pieces = cover(&spans);
         prop_assert!(pieces.windows(2).all(|w| w[0].to < w[1].from));
