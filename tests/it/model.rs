@@ -170,7 +170,13 @@ impl Life {
         match self.dice.roll(10) {
             0..4 => self.sync(daemon),
             4 | 5 => {
-                assert_eq!(daemon.term(), 0, "a daemon that was asked to end");
+                let code = daemon.term();
+                // One that has only just begun may not have got to catching signals yet.
+                let began = !daemon.stderr().is_empty();
+                assert!(
+                    code == 0 || !began,
+                    "a daemon that was asked to end: {code}"
+                );
                 self.restart(daemon);
             }
             6 | 7 => {
