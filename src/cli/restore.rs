@@ -67,6 +67,9 @@ fn described(args: &Restore, point: &RestorePoint) -> String {
     )
 }
 
+/// Stored bytes from which on a restore takes long enough to say where it is.
+const LOGGED_BYTES: u64 = 16 << 20;
+
 /// A bar on a terminal, log lines elsewhere.
 fn progress() -> (ProgressBar, Arc<dyn Fn(u64, u64) + Send + Sync>) {
     if std::io::stderr().is_terminal() {
@@ -83,7 +86,7 @@ fn progress() -> (ProgressBar, Arc<dyn Fn(u64, u64) + Send + Sync>) {
     let logged = AtomicU64::new(0);
     let log = move |done: u64, total: u64| {
         let tenths = done * 10 / total.max(1);
-        if tenths > logged.fetch_max(tenths, Ordering::Relaxed) {
+        if total >= LOGGED_BYTES && tenths > logged.fetch_max(tenths, Ordering::Relaxed) {
             tracing::info!("restore: {}0 % of {total} stored bytes read", tenths);
         }
     };

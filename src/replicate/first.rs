@@ -71,11 +71,8 @@ pub struct ValidFrom {
     pub end: WalEnd,
 }
 
-/// Where the reading is, for the log.
-struct Progress {
-    pages: u32,
-    tenths: u32,
-}
+/// Pages between two lines of the log that say where the reading is.
+const LOGGED_PAGES: u32 = 64 << 10;
 
 impl FirstSnapshot {
     /// Reads all pages; stores what exceeds one object as parts, and calls `on_part` for each.
@@ -100,7 +97,6 @@ impl FirstSnapshot {
         }
         let per_object = self.pages_per_object(page_size);
         let mut compared = Compared::default();
-        let mut progress = Progress { pages, tenths: 0 };
         let mut page = vec![0; page_size.bytes()];
         let (mut stored, mut reused, mut sqlite_version) = (0, false, 0);
         while next <= pages {
@@ -128,7 +124,12 @@ impl FirstSnapshot {
                 (writer, file) = self.start_object(page_size)?;
                 stored = 0;
             }
-            progress.log(&self.header, next);
+            if next % LOGGED_PAGES == 0 {
+                tracing::info!(
+                    generation = %self.header.generation,
+                    "first snapshot: {next} of {pages} pages read"
+                );
+            }
             next += 1;
         }
         self.header.sqlite_version = sqlite_version.max(self.header.sqlite_version);
@@ -352,20 +353,6 @@ impl Compared {
         Ok(hashes
             .get(at)
             .is_some_and(|hash| *hash == PageHash::of(page)))
-    }
-}
-
-impl Progress {
-    /// One line for each tenth, in the log.
-    fn log(&mut self, header: &Header, read: u32) {
-        let tenths = (u64::from(read) * 10 / u64::from(self.pages)) as u32;
-        if tenths > self.tenths && read < self.pages {
-            self.tenths = tenths;
-            tracing::info!(
-                generation = %header.generation,
-                "first snapshot: {}0 % of {} pages read", tenths, self.pages
-            );
-        }
     }
 }
 
