@@ -8,7 +8,12 @@ use std::time::Duration;
 
 /// SQLite replication with time travel: every commit stays a file that opens in milliseconds.
 #[derive(Debug, Parser)]
-#[command(name = "sqlrepl", version, disable_help_subcommand = true)]
+#[command(
+    name = "sqlrepl",
+    version,
+    disable_help_subcommand = true,
+    args_override_self = true
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

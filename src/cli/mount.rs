@@ -7,6 +7,8 @@ use sqlrepl::mount::session::{self, MountOptions, Ready};
 use std::path::PathBuf;
 
 pub(crate) async fn run(args: Mount) -> Result<()> {
+    // First of all: whoever starts us may end us at any time.
+    let stop = stop_signal()?;
     let source = existing_store_at(&args.source)?;
     let options = MountOptions {
         cache_bytes: args.page_cache,
@@ -17,7 +19,6 @@ pub(crate) async fn run(args: Mount) -> Result<()> {
             .collect(),
         ..MountOptions::default()
     };
-    let stop = stop_signal()?;
     session::run(
         vec![source],
         &args.mountpoint,

@@ -8,6 +8,8 @@ use sqlrepl::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 pub(crate) async fn run(args: Replicate) -> Result<()> {
+    // First of all: whoever starts us may end us at any time.
+    let stop = stop_signal()?;
     let database = full_path(&args.database)?;
     let mut replicas: Vec<Replica> = Vec::new();
     for place in &args.replicas {
@@ -39,7 +41,7 @@ pub(crate) async fn run(args: Replicate) -> Result<()> {
         replicas,
         host: host(),
     };
-    daemon::run(settings, clock(), stop_signal()?).await
+    daemon::run(settings, clock(), stop).await
 }
 
 /// The absolute path of a database that may not be there yet. Its directory must be.

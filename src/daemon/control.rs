@@ -121,11 +121,11 @@ async fn answer(stream: UnixStream, daemon: &Daemon) -> std::io::Result<()> {
 /// on its replicas, and waits for that.
 ///
 /// # Errors
-/// `NotFound` if no daemon runs there; `Unavailable` with the daemon's reason.
+/// `Unavailable`: no daemon runs there, or with its reason.
 pub async fn sync(meta_path: &Path, replica: Option<String>, timeout: Duration) -> Result<()> {
     let absent = |e: std::io::Error| {
         let place = meta_path.display();
-        Error::not_found(format!(
+        Error::unavailable(format!(
             "no replicate runs with its spool in {place} (start it, or give --meta-path)"
         ))
         .because(e)
