@@ -241,8 +241,8 @@ pub(crate) struct Laid {
 #[derive(Clone, Debug)]
 pub(crate) struct Needed {
     pub(crate) base: Arc<Snapshot>,
-    /// Ascending.
-    pub(crate) pieces: Vec<Laid>,
+    /// For [`History::laid`].
+    pub(crate) pieces: Range<usize>,
     /// The newest snapshot at or before the base that carries interior pages.
     pub(crate) interior: Option<Arc<Snapshot>>,
 }
@@ -408,20 +408,27 @@ impl History {
                 "generation {id} keeps no restore point at txid {txid}: retention thinned it out"
             )));
         }
-        let pieces = self.shape.pieces[pieces].iter().map(|piece| Laid {
-            segment: Arc::clone(&self.segments[piece.index]),
-            from: piece.from,
-            to: piece.to,
-        });
         let interior = self.snapshots[..=base]
             .iter()
             .rev()
             .find(|s| s.has_interior);
         Ok(Needed {
             base: Arc::clone(&self.snapshots[base]),
-            pieces: pieces.collect(),
+            pieces,
             interior: interior.cloned(),
         })
+    }
+
+    /// The next `count` pieces of segments, at most, that go on after a transaction.
+    pub(crate) fn laid(&self, pieces: &Range<usize>, after: Txid, count: usize) -> Vec<Laid> {
+        let pieces = &self.shape.pieces[pieces.clone()];
+        let done = pieces.partition_point(|piece| piece.to <= after);
+        let next = pieces[done..].iter().take(count).map(|piece| Laid {
+            segment: Arc::clone(&self.segments[piece.index]),
+            from: piece.from.max(after.next()),
+            to: piece.to,
+        });
+        next.collect()
     }
 
     /// Why a transaction is no restore point.

@@ -89,6 +89,9 @@ struct ReadSnapshot {
 /// What went wrong with which object.
 type Failures = HashMap<String, (GenerationId, Damaged, Error)>;
 
+/// The segments that count, by generation.
+type Counting<'a> = HashMap<GenerationId, Vec<&'a SegmentListing>>;
+
 /// What a refresh found.
 pub(crate) struct Refreshed {
     pub(crate) catalog: Arc<Catalog>,
@@ -129,7 +132,8 @@ impl Loader {
                 return Ok(None);
             }
             self.forget_unlisted(&catalog);
-            let failures = self.read_new(&catalog).await?;
+            let counting: Counting = catalog.generations.iter().map(counting).collect();
+            let failures = self.read_new(&catalog, &counting).await?;
             let vanished = failures
                 .values()
                 .any(|(_, _, e)| e.kind() == ErrorKind::NotFound);
@@ -137,7 +141,7 @@ impl Loader {
             let lacking = self.incomplete();
             let unsure = vanished || !lacking.is_subset(&self.incomplete);
             self.incomplete = lacking;
-            let histories = self.assemble(&catalog, failures, old);
+            let histories = self.assemble(&catalog, &counting, failures, old);
             self.forget_incomplete();
             self.catalog = Arc::new(catalog);
             self.is_settled = histories.values().all(|history| history.damage.is_empty());
@@ -213,11 +217,11 @@ impl Loader {
             .collect();
     }
 
-    async fn read_new(&mut self, catalog: &Catalog) -> Result<Failures> {
+    async fn read_new(&mut self, catalog: &Catalog, counting: &Counting<'_>) -> Result<Failures> {
         let mut failures = Failures::new();
         let mut jobs = self.claims_and_snapshots(catalog);
         for stride in STRIDES {
-            jobs.extend(self.segments_to_read(catalog, &failures, stride));
+            jobs.extend(self.segments_to_read(catalog, counting, &failures, stride));
             let mut results = read_all(&self.fetcher, std::mem::take(&mut jobs));
             // Each is kept as it comes: a caller that gives up and tries again gets on.
             while let Some((job, result)) = results.next().await {
@@ -245,18 +249,24 @@ impl Loader {
 
     /// The segments to read now: all new merged ones that count, and a sample of level 0. Without a
     /// snapshot a generation does not exist for readers, so its segments are left alone.
-    fn segments_to_read(&self, catalog: &Catalog, failures: &Failures, stride: usize) -> Vec<Job> {
+    fn segments_to_read(
+        &self,
+        catalog: &Catalog,
+        counting: &Counting<'_>,
+        failures: &Failures,
+        stride: usize,
+    ) -> Vec<Job> {
         let mut jobs = Vec::new();
         let with_snapshot = catalog
             .generations
             .iter()
             .filter(|(_, g)| !g.snapshots.is_empty());
-        for (&id, generation) in with_snapshot {
+        for (&id, _) in with_snapshot {
             let is_new = |segment: &&SegmentListing| {
                 let key = &segment.object.key;
                 !self.segments.contains_key(key) && !failures.contains_key(key)
             };
-            let new = counting(generation).into_iter().filter(is_new);
+            let new = counting[&id].iter().copied().filter(is_new);
             let (uploads, merged): (Vec<_>, Vec<_>) = new.partition(|s| s.level == 0);
             let sampled = plan::sample(uploads.len(), stride);
             let sampled = sampled.into_iter().map(|index| uploads[index]);
@@ -360,7 +370,13 @@ impl Loader {
         }
     }
 
-    fn assemble(&self, catalog: &Catalog, failures: Failures, old: &Histories) -> Histories {
+    fn assemble(
+        &self,
+        catalog: &Catalog,
+        counting: &Counting<'_>,
+        failures: Failures,
+        old: &Histories,
+    ) -> Histories {
         let mut damage: HashMap<GenerationId, Vec<Damage>> = HashMap::new();
         for (id, what, error) in failures.into_values() {
             damage.entry(id).or_default().push(Damage {
@@ -375,7 +391,12 @@ impl Loader {
         }
         let mut histories = Histories::new();
         for (&id, generation) in &catalog.generations {
-            let parts = self.parts(id, generation, damage.remove(&id).unwrap_or_default());
+            let parts = self.parts(
+                id,
+                generation,
+                &counting[&id],
+                damage.remove(&id).unwrap_or_default(),
+            );
             let kept = old.get(&id).filter(|history| history.is_made_from(&parts));
             let history = kept
                 .cloned()
@@ -389,20 +410,21 @@ impl Loader {
         &self,
         id: GenerationId,
         generation: &GenerationListing,
+        counting: &[&SegmentListing],
         mut damage: Vec<Damage>,
     ) -> Parts {
         damage.sort_by(|a, b| a.sentence.cmp(&b.sentence));
         let claim = generation.claim.as_ref();
         let snapshots = generation.snapshots.iter();
         let snapshots = snapshots.filter_map(|s| self.snapshots.get(&s.object.key));
-        let segments = counting(generation).into_iter();
         Parts {
             id,
             claim: claim.and_then(|claim| self.claims.get(&claim.key).cloned()),
             snapshots: snapshots
                 .map(|snapshot| (Arc::clone(snapshot), self.lack(snapshot)))
                 .collect(),
-            segments: segments
+            segments: counting
+                .iter()
                 .filter_map(|s| self.segments.get(&s.object.key).cloned())
                 .collect(),
             damage,
@@ -436,18 +458,16 @@ fn objects(generation: &GenerationListing) -> impl Iterator<Item = &Listed> {
 }
 
 /// The segments of a generation that stand for anything, in the order of the listing.
-fn counting(generation: &GenerationListing) -> Vec<&SegmentListing> {
+fn counting<'a>(
+    (&id, generation): (&GenerationId, &'a GenerationListing),
+) -> (GenerationId, Vec<&'a SegmentListing>) {
     let spans: Vec<Span> = generation.segments.iter().map(span).collect();
-    let mut indexes: Vec<usize> = plan::cover(&spans)
-        .iter()
-        .map(|piece| piece.index)
-        .collect();
+    let pieces = plan::cover(&spans);
+    let mut indexes: Vec<usize> = pieces.iter().map(|piece| piece.index).collect();
     indexes.sort_unstable();
     indexes.dedup();
-    indexes
-        .into_iter()
-        .map(|index| &generation.segments[index])
-        .collect()
+    let segments = indexes.into_iter().map(|index| &generation.segments[index]);
+    (id, segments.collect())
 }
 
 fn span(segment: &SegmentListing) -> Span {

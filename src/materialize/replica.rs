@@ -39,7 +39,8 @@ pub struct Replica {
     fetcher: Arc<Fetcher>,
     state: RwLock<Arc<State>>,
     loader: tokio::sync::Mutex<Loader>,
-    overlays: Mutex<LruCache<(GenerationId, ObjectNumber), Built>>,
+    /// By the snapshot under them.
+    overlays: Mutex<LruCache<ObjectNumber, Built>>,
     /// One overlay is made at a time: moments that are opened together mostly need the same one.
     building: tokio::sync::Mutex<()>,
 }
@@ -366,8 +367,10 @@ impl Replica {
         let named = |error: Error| self.located(error);
         let pages = named_point(history, point.txid).map_err(named)?.pages;
         let needed = history.needed(point.txid).map_err(named)?;
-        let (overlay, ()) =
-            tokio::try_join!(self.overlay(id, point.txid, &needed), self.warm(&needed))?;
+        let (overlay, ()) = tokio::try_join!(
+            self.overlay(history, point.txid, &needed),
+            self.warm(&needed)
+        )?;
         Ok(Arc::new(Layout {
             page_size: needed.base.page_size,
             base: needed.base,
@@ -386,8 +389,8 @@ impl Replica {
     }
 
     /// The overlay of a snapshot, made as far as a moment needs it.
-    async fn overlay(&self, id: GenerationId, txid: Txid, needed: &Needed) -> Result<Arc<Layers>> {
-        let key = (id, needed.base.object.number);
+    async fn overlay(&self, history: &History, txid: Txid, needed: &Needed) -> Result<Arc<Layers>> {
+        let key = needed.base.object.number;
         let ready = |built: &Built| built.through >= txid && !built.is_stale();
         let kept = || locked(&self.overlays).get(&key).cloned();
         if let Some(built) = kept().filter(ready) {
@@ -399,30 +402,28 @@ impl Replica {
             Some(built) if !built.is_stale() => built,
             _ => Built::new(&needed.base),
         };
-        for pieces in needed.pieces.chunks(LAYERS) {
-            built = self.extended(built, pieces).await?;
+        loop {
+            let pieces = history.laid(&needed.pieces, built.through, LAYERS);
+            if pieces.is_empty() {
+                break;
+            }
+            built = self.extended(built, &pieces).await?;
         }
         locked(&self.overlays).put(key, built.clone());
         Ok(built.overlay)
     }
 
     async fn extended(&self, built: Built, pieces: &[Laid]) -> Result<Built> {
-        let new: Vec<&Laid> = pieces
-            .iter()
-            .filter(|piece| piece.to > built.through)
-            .collect();
-        let objects = new
-            .iter()
-            .map(|piece| Arc::clone(&piece.segment.object))
-            .collect();
+        let objects = pieces.iter().map(|piece| Arc::clone(&piece.segment.object));
+        let objects = objects.collect();
         let tables = self.fetcher.tables(objects).await?;
         let mut last = built.last;
         let mut shrinks = Vec::new();
-        for piece in &new {
-            shrinks.push(shrinks_in(piece, built.through, &mut last));
+        for piece in pieces {
+            shrinks.push(shrinks_in(piece, &mut last));
         }
         let mut layers = Vec::new();
-        for ((piece, table), shrinks) in new.iter().zip(&tables).zip(&shrinks) {
+        for ((piece, table), shrinks) in pieces.iter().zip(&tables).zip(&shrinks) {
             let Slots::Versions(versions) = &table.slots else {
                 let key = &piece.segment.object.key;
                 return Err(Error::corrupt(format!("{key}: it is no segment")));
@@ -430,14 +431,14 @@ impl Replica {
             layers.push(Layer {
                 object: &piece.segment.object,
                 versions,
-                from: piece.from.max(built.through.next()),
+                from: piece.from,
                 to: piece.to,
                 shrinks,
             });
         }
         Ok(Built {
             overlay: Arc::new(built.overlay.extended(layers)),
-            through: new.last().map_or(built.through, |piece| piece.to),
+            through: pieces.last().map_or(built.through, |piece| piece.to),
             last,
         })
     }
@@ -534,10 +535,9 @@ impl Built {
 }
 
 /// Where the database was smaller than at the entry before.
-fn shrinks_in(piece: &Laid, through: Txid, last: &mut (Txid, u32)) -> Vec<Shrink> {
-    let from = piece.from.max(through.next());
+fn shrinks_in(piece: &Laid, last: &mut (Txid, u32)) -> Vec<Shrink> {
     let points: &[Point] = &piece.segment.points;
-    let start = points.partition_point(|point| point.txid < from);
+    let start = points.partition_point(|point| point.txid < piece.from);
     let end = points.partition_point(|point| point.txid <= piece.to);
     let mut shrinks = Vec::new();
     for point in &points[start..end.max(start)] {
