@@ -1,7 +1,7 @@
 //! The pages of one moment.
 //!
 //! A page is the newest version that the segments have of it, else what the snapshot's map names,
-//! else zeros. A [`Layout`] says where that lies; a read looks for the bytes in the cache, fetches
+//! else zeros. A `Layout` says where that lies; a read looks for the bytes in the cache, fetches
 //! what is missing (leaf, then table, then block: at most three rounds, mostly one or none), and
 //! never waits while it holds a lock. Bytes come from here exactly as they were committed: whoever
 //! serves them to SQLite in another journal mode changes them himself.

@@ -1,6 +1,6 @@
 //! One replica as readers see it: its restore points, and how to open them.
 //!
-//! What a replica shows is one immutable [`State`], swapped by [`Replica::refresh`]: whoever asks
+//! What a replica shows is one immutable `State`, swapped by [`Replica::refresh`]: whoever asks
 //! meanwhile gets an answer from memory and never waits for the store.
 
 use crate::error::{Error, ErrorKind, Result};
