@@ -178,7 +178,7 @@ impl Worker {
             Err(e) if e.kind() == ErrorKind::Conflict => Err(e),
             Ok(()) => Ok(()),
             Err(e) => {
-                self.away(e.to_string(), None, false);
+                self.stay_away(&e);
                 Ok(())
             }
         };

@@ -74,7 +74,7 @@ impl Making {
             }
             self.tip.borrow_and_update();
             let next = self.spool.runs().into_iter().find(|next| next.id > run);
-            if next.is_some_and(|next| seen > next.base) {
+            if next.is_some_and(|next| seen >= next.base) {
                 return Err(ended());
             }
             tokio::select! {

@@ -42,7 +42,7 @@ const READ_BYTES: usize = 256 << 10;
 pub struct RunInfo {
     /// Counted from 1.
     pub id: u64,
-    /// The state that the run starts from: its first commit is `base + 1`.
+    /// The number of the state that the run starts from: its first commit is `base + 1`.
     pub base: u64,
     /// The page size of all its frames.
     pub page_size: PageSize,
@@ -314,7 +314,7 @@ impl Spool {
                 Some(log) => log.clone(),
                 None => {
                     let ended = logs.iter().find(|log| log.run.id > run);
-                    let end = ended.map(|next| next.run.base);
+                    let end = ended.map(|next| next.run.base - 1);
                     let newest = logs.back().filter(|log| log.run.id == run);
                     return match end.or(newest.map(|log| log.last)) {
                         Some(end) if after >= end => Ok(None),
@@ -365,7 +365,8 @@ impl Spool {
         self.writer().as_ref().map(|writer| writer.durable)
     }
 
-    /// Begins a run, durably; its base is the last commit there is.
+    /// Begins a run, durably. Its base gets a number of its own: what was committed between the last
+    /// commit and this state is lost, so they are two states.
     ///
     /// # Errors
     /// `Disk`.
@@ -382,7 +383,7 @@ impl Spool {
             }
             None => None,
         };
-        let base = before.map_or(0, |last| last.seq);
+        let base = before.map_or(0, |last| last.seq + 1);
         let run = RunInfo {
             id: before.map_or(0, |last| last.run) + 1,
             base,
