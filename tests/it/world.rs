@@ -288,6 +288,16 @@ impl World {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        // For a look at what a failed story has left.
+        if std::thread::panicking() && std::env::var_os("SQLREPL_KEEP").is_some() {
+            self.folder.disable_cleanup(true);
+            println!("kept {}", self.folder.path().display());
+        }
+    }
+}
+
 impl Point {
     fn new(entry: &Value) -> Self {
         let number = |field: &str| match entry[field].as_u64() {
