@@ -145,8 +145,8 @@ fn a_database_that_became_another_one_starts_a_new_generation() {
     let mut daemon = world.daemon();
     let first = world.points().pop().unwrap();
 
-    // Replaced by a rename, under the running daemon. At rest, for SQLite replays into whatever lies
-    // there a WAL that is not empty.
+    // Replaced by a rename, under the running daemon. At rest, for a WAL that is not empty is
+    // replayed by SQLite into whatever lies there.
     world.await_rest();
     world.sql(
         "other.db",
@@ -178,8 +178,7 @@ fn a_database_that_became_another_one_starts_a_new_generation() {
 
     // Another page size, which SQLite gives only to a database that nobody else has open.
     assert_eq!(daemon.term(), 0);
-    let remade =
-        "PRAGMA journal_mode=DELETE; PRAGMA page_size=8192; VACUUM; PRAGMA journal_mode=WAL";
+    let remade = "PRAGMA journal_mode=DELETE; PRAGMA page_size=8192; VACUUM";
     world.sql("app.db", remade);
     let mut daemon = world.daemon();
     assert_eq!(world.generations().len(), 4);
