@@ -1,7 +1,7 @@
 //! `sqlrepl replicate` and `sqlrepl sync`: what a user's database goes through, and what comes
 //! of it.
 
-use crate::program::{LONG, wait_until};
+use crate::program::{LONG, wait_for, wait_until};
 use crate::world::World;
 use crate::writer::{Setup, Writer};
 use std::fs;
