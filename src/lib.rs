@@ -2,28 +2,31 @@
 //! milliseconds.
 //!
 //! ```text
-//!  app ──SQL──▶ app.db + app.db-wal
-//!                    │ committed WAL frames, copied before SQLite may overwrite them
-//!              replicate ──▶ spool (local, fsynced) ──▶ replica: generations/<generation>/
+//!  app --SQL--> app.db + app.db-wal
+//!                    | committed WAL frames, copied before SQLite may overwrite them
+//!              replicate --> spool (local, fsynced) --> replica: generations/<generation>/
 //!                                                          snapshots/  pages of one moment
 //!                                                          wal/        every version since
-//!                                                             │ ranged reads, verified, cached
-//!  sqlite3, cp, Python ◀──FUSE── mount ◀── materialize ◀──────┘
-//!                                restore ◀─────┘
+//!                                                             | ranged reads, verified, cached
+//!  sqlite3, cp, Python <--FUSE-- mount <-- materialize <------+
+//!                                restore <-----+
 //! ```
 //!
 //! # Code map
 //!
-//! Imports point up this list, never down; names within one line never meet.
+//! Imports point up this list, never down; `materialize` and `replicate` never meet, nor do `mount`
+//! and `restore`.
 //!
 //! | module | owns |
 //! | --- | --- |
 //! | [`error`] | the error type: what the caller can do, and one sentence |
-//! | [`mod@format`] | bytes to values and back, pure: the storage format, SQLite's WAL, names of things |
+//! | [`mod@format`] | pure: the storage format, SQLite's WAL, the names of things |
 //! | [`config`] | settings, and what comes from outside: clock and randomness |
 //! | [`storage`] | where objects live: the `Store` trait, its implementations and wrappers |
-//! | [`materialize`], [`replicate`] | a database as it was, page by page; from a live database to a replica |
-//! | [`restore`], [`mount`] | every page to a new file; replicas as a read-only file system |
+//! | [`materialize`] | a database as it was, page by page |
+//! | [`replicate`] | from a live database to a replica |
+//! | [`restore`] | every page to a new file |
+//! | [`mount`] | replicas as a read-only file system |
 //! | [`daemon`] | a database and its replicas in a running process, and its control socket |
 //!
 //! The binary (`src/main.rs`, `src/cli/`) sees only what is public here.
@@ -31,15 +34,15 @@
 //! # Invariants
 //!
 //! - *Stored objects are written once and never changed.* What exists is what a listing shows.
-//! - *The wal-index says what is committed*; the `-wal` file only holds the bytes. Continuity of the
-//!   capture is proved, never assumed: where it cannot be, a new generation begins.
+//! - *The wal-index says what is committed*; the `-wal` file only holds the bytes. Continuity of
+//! the   capture is proved, never assumed: where it cannot be, a new generation begins.
 //! - *At every moment a read transaction pins the WAL*, and it moves forward only when what it
 //!   protected is durable in the spool.
 //! - *A commit is durable on a replica* when its segment, all before it and the generation's first
 //!   snapshot are stored.
 //! - *No unverified byte reaches a reader*: every byte of an object is covered by a checksum.
-//! - *Neither the database nor its `-shm` file is ever opened beside SQLite*: closing any descriptor
-//!   of a file drops all POSIX locks that the process has on it.
+//! - *Neither the database nor its `-shm` file is ever opened beside SQLite*: closing any
+//! descriptor   of a file drops all POSIX locks that the process has on it.
 //! - *Decide in pure code, act in thin code*: the rules are functions from values to values.
 
 pub mod error;

@@ -122,8 +122,8 @@ impl Daemon {
     /// on the one that is named.
     ///
     /// # Errors
-    /// `Invalid` if no replica has that name; `Unavailable`, with the reason, if it is not so within
-    /// `timeout`; what keeps the capture from working.
+    /// `Invalid` if no replica has that name; `Unavailable`, with the reason, if it is not so
+    /// within `timeout`; what keeps the capture from working.
     pub async fn sync(&self, replica: Option<&str>, timeout: Duration) -> Result<()> {
         let deadline = tokio::time::Instant::now() + timeout;
         let wanted: Vec<_> = self

@@ -695,7 +695,8 @@ impl Task {
             Ok(txid) => {
                 let state = self.state.as_mut().expect("begun before");
                 state.complete = Some(txid);
-                tracing::info!(replica = %name, generation = %state.id, %txid, "first snapshot stored");
+                let generation = state.id;
+                tracing::info!(replica = %name, %generation, %txid, "first snapshot stored");
                 self.save()
             }
             // The run ended under it; so does the generation when all its commits are sent.
