@@ -36,6 +36,28 @@ pub(super) enum CheckpointMode {
     Truncate,
 }
 
+/// A read lock that goes with a mark, 1 to 4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReadLock(pub u8);
+
+/// Read lock 0 among the locks of the shared memory (walformat, "WAL Locks").
+const FIRST_READ_LOCK: c_int = 3;
+
+/// A read lock held without a transaction, until this is dropped.
+pub(super) struct HeldLock<'a> {
+    connection: &'a Connection,
+    lock: ReadLock,
+}
+
+impl Drop for HeldLock<'_> {
+    fn drop(&mut self) {
+        let flags = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_SHARED;
+        if let Err(e) = self.connection.shm_lock(self.lock, flags).and_then(check) {
+            tracing::error!("release read lock {}: {e}", self.lock.0);
+        }
+    }
+}
+
 /// An open connection. Used by one thread at a time.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -186,6 +208,32 @@ impl Connection {
             check(code)?;
         }
         Ok((!map.is_null()).then_some(map.cast_const().cast()))
+    }
+
+    /// Takes a read lock without a transaction, so that no writer can restart the WAL while it is
+    /// held, and none of what it says about frames. `None` if somebody changes its mark just now.
+    pub(super) fn hold_read_lock(&self, lock: ReadLock) -> rusqlite::Result<Option<HeldLock<'_>>> {
+        let flags = ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_SHARED;
+        match check(self.shm_lock(lock, flags)?) {
+            Ok(()) => Ok(Some(HeldLock {
+                connection: self,
+                lock,
+            })),
+            Err(e) if is_busy(&e) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn shm_lock(&self, lock: ReadLock, flags: c_int) -> rusqlite::Result<c_int> {
+        let file = self.file()?;
+        // SAFETY: `file` is the open file of this connection, which has its shared memory open since
+        // it has read a WAL database, and holds no lock of its own while it is in no transaction.
+        Ok(unsafe {
+            let shm_lock = (*(*file).pMethods)
+                .xShmLock
+                .expect("a database in WAL mode has shared memory");
+            shm_lock(file, FIRST_READ_LOCK + lock.0 as c_int, 1, flags)
+        })
     }
 
     /// Reads from the database file; what lies behind its end reads as zeros. A page of it is right

@@ -40,9 +40,13 @@ impl Default for Timing {
 
 /// How often we look while the application is busy: the mark must move within 20 ms.
 pub const TICK: Duration = Duration::from_millis(8);
-/// So long after a file event we look at every tick: a checkpointer that waits for us writes to the
-/// database file first, and then nothing more.
-pub const ALERT: Duration = Duration::from_millis(250);
+/// So long after a file event we look again and again, by the clock: a writer publishes a commit, and
+/// a checkpointer starts to wait for us, only after their last write.
+pub const ALERT: Duration = Duration::from_secs(1);
+/// The first of these looks.
+const ALERT_FIRST: Duration = Duration::from_millis(1);
+/// A checkpointer that keeps writers out and finds the same frames for so long waits for a reader.
+pub const WAITING: Duration = Duration::from_millis(10);
 /// Tries to restart the WAL without the write lock before it is taken.
 pub const TRIES_WITHOUT_LOCK: u32 = 20;
 /// The write lock is taken at most once in this time.
@@ -270,6 +274,10 @@ pub struct Seen {
     pub files: Files,
     /// Whether the file is known at rest.
     pub rest: Rest,
+    /// The index showed at least this frame when our pin was opened.
+    pub mark: u32,
+    /// So long a checkpointer of another process has kept writers out without getting anywhere.
+    pub waited_for: Option<Duration>,
     /// Since the last commit.
     pub idle: Duration,
     /// Since something last happened to the files.
@@ -315,6 +323,8 @@ pub enum Step {
         /// Hold the write lock meanwhile.
         with_lock: bool,
     },
+    /// Leave the read lock that we sit on for another one, and come back.
+    StepAside,
     /// Truncate the `-wal` file, without waiting.
     EmptyWal,
     /// Remember how the file looks.
@@ -364,9 +374,20 @@ pub fn next_step(seen: &Seen, done: &WalEnd, page_size: PageSize, limits: &Limit
         Uncopied::Nothing => match seen.pin {
             // What it sits on shows only by taking the next one.
             Pin::Fresh | Pin::Unknown => Step::HandOver,
-            Pin::Mark => on_mark(seen, frame_bytes, limits),
-            Pin::Lock0 => on_lock0(seen, limits),
+            Pin::Mark => alert(seen, TICK, on_mark(seen, frame_bytes, limits)),
+            Pin::Lock0 => alert(seen, ALERT, on_lock0(seen, limits)),
         },
+    }
+}
+
+/// Shortens a wait after a file event: the longer ago that is, the less.
+fn alert(seen: &Seen, longest: Duration, step: Step) -> Step {
+    match step {
+        Step::Wait(limit) if seen.since_event < ALERT => {
+            let pause = (seen.since_event / 4).clamp(ALERT_FIRST, longest);
+            Step::Wait(limit.min(pause))
+        }
+        step => step,
     }
 }
 
@@ -375,16 +396,22 @@ fn on_mark(seen: &Seen, frame_bytes: u64, limits: &Limits) -> Step {
     if seen.index.is_backfilled() {
         return Step::HandOver;
     }
+    // Commits came while it was opened: a checkpointer may wait for it to move.
+    if seen.mark < seen.index.end.frame {
+        return Step::HandOver;
+    }
+    // It may wait for the very lock that we sit on although our mark is high enough: it read the
+    // mark just before we raised it. A next pin would share that lock with the last.
+    match seen.waited_for {
+        Some(time) if time >= WAITING => return Step::StepAside,
+        Some(time) => return Step::Wait(WAITING - time),
+        None => {}
+    }
     let quiet = limits.timing.quiet;
     let is_quiet = seen.idle >= quiet;
     let is_large = u64::from(seen.index.end.frame) * frame_bytes >= limits.wal_bytes;
     if !is_quiet && !is_large {
-        let left = quiet - seen.idle;
-        return Step::Wait(if seen.since_event < ALERT {
-            left.min(TICK)
-        } else {
-            left
-        });
+        return Step::Wait(quiet - seen.idle);
     }
     let tries = &seen.tries;
     let may_lock = is_large && limits.writer_lock && tries.failed >= TRIES_WITHOUT_LOCK;
@@ -401,7 +428,7 @@ fn on_mark(seen: &Seen, frame_bytes: u64, limits: &Limits) -> Step {
             doubled.min(limits.monitor)
         }
     };
-    if tries.since_last >= pause || seen.since_event < ALERT && tries.since_last >= TICK {
+    if tries.since_last >= pause {
         return Step::PrepareRestart { with_lock: false };
     }
     Step::Wait(pause - tries.since_last)

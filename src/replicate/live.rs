@@ -15,7 +15,10 @@ use crate::replicate::decide::{
     self, Break, Files, Found, Limits, Pin, Rest, Resume, Seen, Step, TICK, Timing, Tries, TryEnd,
     Uncopied,
 };
-use crate::replicate::observe::{FileId, FileState, Index, boot_id, settled_index};
+use crate::replicate::locks::ShmLocks;
+use crate::replicate::observe::{
+    FileId, FileState, Index, boot_id, other_read_lock, settled_index,
+};
 use crate::replicate::pages::{PinState, PinnedAt, SnapshotPin, View};
 use crate::replicate::rest::RestNote;
 use crate::replicate::spool::{Position, RunStart, Spool};
@@ -33,8 +36,8 @@ const CHAIN: Duration = Duration::from_secs(1);
 const LOCK: Duration = Duration::from_millis(10);
 /// How long an exactly known commit is tried for without the write lock.
 const EXACT: Duration = Duration::from_secs(1);
-/// A checkpointer that finds the same frames for so long waits for us.
-const WAITING: Duration = Duration::from_millis(10);
+/// How long we stay aside for a checkpointer before we look again whether it still waits.
+const ASIDE: Duration = Duration::from_millis(30);
 /// How often a failed spool is read back.
 const READ_BACK: Duration = Duration::from_secs(1);
 /// A spool takes a tenth of the free space, and no more than this unless told, bytes.
@@ -120,6 +123,7 @@ pub(super) struct Live {
     mark: u32,
     /// Never in a transaction between steps.
     spare: Option<Connection>,
+    /// Holds what is held without a transaction, and the write lock.
     locker: Option<Connection>,
     page_size: PageSize,
     done: Position,
@@ -134,16 +138,17 @@ pub(super) struct Live {
     last_read_back: Option<Instant>,
     reported_reader: bool,
     snapshots: Vec<Watched>,
+    locks: Option<ShmLocks>,
+    /// Since when a checkpointer has waited, at which state of the index.
+    waiting: Option<(Instant, Index)>,
     is_stopping: bool,
 }
 
 /// A snapshot pin that is exact as far as we know.
 struct Watched {
     pin: Weak<PinState>,
-    /// What it sees.
+    /// Where the WAL stood when it was opened.
     at: WalEnd,
-    /// Since when a checkpointer seems to wait for it, and behind which frame.
-    waiting: Option<(Instant, u32)>,
 }
 
 /// Opens a connection to a database in WAL mode, with the WAL and its index open too.
@@ -197,10 +202,13 @@ impl Live {
         let pin = Connection::open(&context.database)?;
         make_wal(&context, &pin)?;
         begin(&context, &pin)?;
-        let wal = Arc::new(WalFile::open(&wal_path(&context.database))?);
+        let wal = Arc::new(WalFile::open(&beside(&context.database, "-wal"))?);
         let file = file_state(&context.database)?;
         warn_of_wal_reset_bug(&context, &pin);
         let seen = index(&context, &pin)?;
+        let locks = ShmLocks::find(&beside(&context.database, "-shm"))
+            .inspect_err(|e| tracing::warn!("{e}; a waiting checkpointer will not be noticed"))
+            .ok();
         let now = Instant::now();
         // Before the first run there is no position; the run gives one.
         let done = context.spool.position().unwrap_or(Position {
@@ -236,6 +244,8 @@ impl Live {
             last_read_back: None,
             reported_reader: false,
             snapshots: Vec::new(),
+            locks,
+            waiting: None,
             is_stopping: false,
             context,
         };
@@ -381,6 +391,7 @@ impl Live {
         match step {
             Step::HandOver => self.hand_over(),
             Step::PrepareRestart { with_lock } => self.prepare_restart(with_lock),
+            Step::StepAside => self.step_aside(),
             Step::EmptyWal => self.empty_wal(),
             Step::RememberFile => self.remember_file(),
             Step::NoteRest => self.note_rest(&seen.index),
@@ -404,8 +415,9 @@ impl Live {
         }
     }
 
-    fn look(&self) -> Result<Seen> {
-        let index = index(&self.context, &self.pin)?;
+    fn look(&mut self) -> Result<Seen> {
+        let index = self.index()?;
+        let waited_for = self.waited_for(&index);
         let file = FileState::of(&self.context.database)?;
         let files = match &file {
             None => Files::Gone,
@@ -433,6 +445,8 @@ impl Live {
             pin: self.kind,
             files,
             rest,
+            mark: self.mark,
+            waited_for,
             idle: hurry(self.last_commit.elapsed()),
             since_event: self.last_event.elapsed(),
             wal_is_empty: self.wal.bytes()? == 0,
@@ -447,6 +461,21 @@ impl Live {
             clock_stepped_back: decide::clock_stepped_back(now, self.done.time),
             spool_bytes: self.context.spool.bytes(),
         })
+    }
+
+    /// How long a checkpointer has waited while the index stood still.
+    fn waited_for(&mut self, index: &Index) -> Option<Duration> {
+        let is_waiting = (self.kind == Pin::Mark || !self.snapshots.is_empty())
+            && self
+                .locks
+                .as_ref()
+                .is_some_and(ShmLocks::is_checkpointer_waiting);
+        let since = match self.waiting {
+            Some((since, at)) if at == *index => since,
+            _ => Instant::now(),
+        };
+        self.waiting = is_waiting.then_some((since, *index));
+        is_waiting.then(|| since.elapsed())
     }
 
     /// Rule 1: open the next pin, copy up to the mxFrame read after it opened, close the last.
@@ -518,6 +547,45 @@ impl Live {
         }
     }
 
+    /// Leaves our read lock to a checkpointer that waits for it. Meanwhile another read lock, held
+    /// without a transaction, keeps the WAL from being restarted as our pin does.
+    fn step_aside(&mut self) -> Result<(), Halt> {
+        let keeper = self.take_locker()?;
+        let stepped = self.step_aside_with(&keeper);
+        self.locker = Some(keeper);
+        stepped
+    }
+
+    fn step_aside_with(&mut self, keeper: &Connection) -> Result<(), Halt> {
+        let sql = |e: rusqlite::Error| self.context.sql(&e);
+        let other = other_read_lock(keeper, self.mark).map_err(sql)?;
+        let Some(other) = other else {
+            return Ok(());
+        };
+        let held = keeper.hold_read_lock(other).map_err(sql)?;
+        if held.is_none() {
+            return Ok(());
+        }
+        self.pin.end().map_err(sql)?;
+        let (start, before) = (Instant::now(), self.index()?);
+        let waits = |locks: &Option<ShmLocks>| {
+            locks
+                .as_ref()
+                .is_some_and(ShmLocks::is_checkpointer_waiting)
+        };
+        while start.elapsed() < ASIDE && waits(&self.locks) && self.index()? == before {
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        let before = self.index()?;
+        begin(&self.context, &self.pin)?;
+        let after = self.index()?;
+        self.copy_to(after.end)?;
+        self.kind = Pin::between(&before, &after);
+        self.mark = before.end.frame;
+        drop(held);
+        Ok(())
+    }
+
     /// Rule 2. Afterwards we sit on lock 0, or know why not.
     fn prepare_restart(&mut self, with_lock: bool) -> Result<(), Halt> {
         let end = if with_lock {
@@ -579,10 +647,7 @@ impl Live {
             return Ok(end);
         }
         self.hand_over()?;
-        let locker = match self.locker.take() {
-            Some(locker) => locker,
-            None => open_reader(&self.context)?,
-        };
+        let locker = self.take_locker()?;
         let locked = spin_for_lock(&locker).map_err(|e| self.context.sql(&e));
         let end = match locked {
             Ok(true) => self.move_while_locked(),
@@ -829,7 +894,6 @@ impl Live {
         self.snapshots.push(Watched {
             pin: Arc::downgrade(&state),
             at: exact.map_or(WalEnd::default(), |(_, end)| end),
-            waiting: None,
         });
         Ok(pin)
     }
@@ -874,20 +938,24 @@ impl Live {
         let held = self.context.spool.bytes() + self.wal.bytes()?;
         let is_over = held > self.context.budget();
         let mut is_close = false;
-        let mut snapshots = std::mem::take(&mut self.snapshots);
-        for watched in &mut snapshots {
+        for watched in &self.snapshots {
             let Some(pin) = watched.pin.upgrade() else {
                 continue;
             };
             let in_the_way = match pin.exact() {
                 None => false,
-                Some(View::File) => seen.index.end != watched.at,
+                Some(View::File) => seen.index.end.frame > 0 && seen.index.end != watched.at,
                 Some(View::Wal { last }) => {
                     is_close = true;
-                    seen.index.backfilled >= last && self.is_waited_for(watched, &seen.index)?
+                    // Before it backfills, a PASSIVE one beside a busy writer looks the same.
+                    let patience = match seen.index.backfilled >= last {
+                        true => decide::WAITING,
+                        false => decide::WAITING * 4,
+                    };
+                    seen.waited_for.is_some_and(|time| time >= patience)
                 }
             };
-            if in_the_way || is_over {
+            if in_the_way || is_over && pin.exact().is_some() {
                 tracing::debug!(
                     "{}: a snapshot goes on as fuzzy",
                     self.context.database.display()
@@ -895,27 +963,7 @@ impl Live {
                 pin.let_go();
             }
         }
-        self.snapshots = snapshots;
         Ok(is_close)
-    }
-
-    /// Whether a checkpointer has found the same frames for 10 ms: then it waits for a reader, and no
-    /// writer gets on.
-    fn is_waited_for(&mut self, watched: &mut Watched, now: &Index) -> Result<bool> {
-        let prober = self.take_spare()?;
-        let ran = prober.checkpoint(CheckpointMode::Passive);
-        self.spare = Some(prober);
-        if ran.map_err(|e| self.context.sql(&e))? == Checkpoint::Ran {
-            watched.waiting = None;
-            return Ok(false);
-        }
-        match watched.waiting {
-            Some((since, frame)) if frame == now.end.frame => Ok(since.elapsed() >= WAITING),
-            _ => {
-                watched.waiting = Some((Instant::now(), now.end.frame));
-                Ok(false)
-            }
-        }
     }
 
     /// Ends all snapshot pins of the run.
@@ -939,7 +987,11 @@ impl Live {
 
     /// Goes to rest as fast as it can. True once it is there, with the file noted, or if it cannot.
     pub(super) fn is_stopped(&mut self, since: Instant) -> bool {
-        self.is_stopping = true;
+        if !self.is_stopping {
+            self.is_stopping = true;
+            // A snapshot's read transaction would keep the WAL from being emptied.
+            self.end_snapshots();
+        }
         // Somebody writes on: the WAL cannot be left empty.
         let is_hopeless = self.kind != Pin::Lock0 && since.elapsed() > Duration::from_secs(1);
         self.rest.is_some() && self.is_noted || is_hopeless
@@ -956,6 +1008,13 @@ impl Live {
     fn take_spare(&mut self) -> Result<Connection> {
         match self.spare.take() {
             Some(spare) => Ok(spare),
+            None => open_reader(&self.context),
+        }
+    }
+
+    fn take_locker(&mut self) -> Result<Connection> {
+        match self.locker.take() {
+            Some(locker) => Ok(locker),
             None => open_reader(&self.context),
         }
     }
@@ -1043,9 +1102,9 @@ fn file_state(path: &Path) -> Result<FileState> {
         .ok_or_else(|| Error::not_found(format!("there is no database {}", path.display())))
 }
 
-/// SQLite's name for the WAL of a database.
-fn wal_path(database: &Path) -> PathBuf {
+/// SQLite's name for a file of a database.
+fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut path = database.as_os_str().to_os_string();
-    path.push("-wal");
+    path.push(suffix);
     path.into()
 }

@@ -10,6 +10,7 @@ pub mod history;
 pub mod identity;
 pub mod known;
 mod live;
+mod locks;
 pub mod making;
 pub mod observe;
 pub mod pages;

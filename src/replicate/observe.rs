@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::format::ids::{PageSize, WalEnd};
 use crate::format::wal::{self, WordOrder};
-use crate::replicate::connection::Connection;
+use crate::replicate::connection::{Connection, ReadLock};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const HEADER_WORDS: usize = 12;
 /// Where nBackfill stands, in words.
 const BACKFILL_WORD: usize = 24;
+/// Where the marks of the read locks stand, in words, lock 0 first.
+const MARKS_WORD: usize = 25;
 /// The layout that every SQLite since 3.7.0 uses.
 const INDEX_VERSION: u32 = 3_007_000;
 
@@ -104,6 +106,25 @@ pub(super) fn read_index(connection: &Connection) -> rusqlite::Result<Option<Ind
         return Ok(None);
     }
     Ok(Index::parse(&first, backfilled))
+}
+
+/// A read lock to hold for a moment instead of the one whose mark is `mark`: best one that is not in
+/// use. `None` if there is none.
+///
+/// # Errors
+/// SQLite's.
+pub(super) fn other_read_lock(
+    connection: &Connection,
+    mark: u32,
+) -> rusqlite::Result<Option<ReadLock>> {
+    let Some(map) = connection.region(0)? else {
+        return Ok(None);
+    };
+    // SAFETY: as in `read_index`.
+    let mark_of = |lock: u8| unsafe { map.add(MARKS_WORD + usize::from(lock)).read_volatile() };
+    // A lock that is not in use has the greatest number for a mark.
+    let others = (1..=4).filter(|lock| mark_of(*lock) != mark);
+    Ok(others.max_by_key(|lock| mark_of(*lock)).map(ReadLock))
 }
 
 /// Which file a path leads to.

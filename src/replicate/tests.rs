@@ -2,5 +2,6 @@
 
 mod neighbours;
 mod ordinary;
+mod pins;
 mod stress;
 mod world;

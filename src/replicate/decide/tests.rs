@@ -43,6 +43,8 @@ fn case(words: &str) -> Case {
             pin: Pin::Mark,
             files: Files::Same,
             rest: Rest::No,
+            mark: u32::MAX,
+            waited_for: None,
             idle: Duration::from_millis(20),
             since_event: Duration::MAX,
             wal_is_empty: false,
@@ -97,6 +99,8 @@ fn word_of(case: &mut Case, word: &str) {
         "changed" => seen.rest = Rest::Changed,
         "unchanged" => seen.rest = Rest::Unchanged(ms(value)),
         "wal-empty" => seen.wal_is_empty = true,
+        "mark-at" => seen.mark = number(),
+        "waited" => seen.waited_for = Some(ms(value)),
         "idle" => seen.idle = ms(value),
         "event" => seen.since_event = ms(value),
         "failed" => seen.tries.failed = number(),
@@ -119,6 +123,7 @@ fn explain(step: &Step) -> String {
         Step::HandOver => "hand over".into(),
         Step::PrepareRestart { with_lock: false } => "prepare restart".into(),
         Step::PrepareRestart { with_lock: true } => "prepare restart with the write lock".into(),
+        Step::StepAside => "step aside".into(),
         Step::EmptyWal => "empty the WAL".into(),
         Step::RememberFile => "remember the file".into(),
         Step::NoteRest => "note rest".into(),
@@ -168,11 +173,25 @@ fn a_restart_is_prepared_when_it_is_quiet_or_the_wal_is_large() {
 }
 
 #[test]
-fn after_a_file_event_a_waiting_checkpointer_is_looked_for_at_every_tick() {
-    check("idle=20 event=0", "wait 8 ms");
-    check("idle=197 event=0", "wait 3 ms");
-    check("idle=20 event=250", "wait 180 ms");
-    check("idle=9999 failed=30 reader=8 event=0", "prepare restart");
+fn after_a_file_event_we_look_again_until_what_it_announced_is_there() {
+    check("idle=20 event=0", "wait 1 ms");
+    check("idle=20 event=20", "wait 5 ms");
+    check("idle=20 event=100", "wait 8 ms");
+    check("idle=199 event=100", "wait 1 ms");
+    check("idle=20 event=1000", "wait 180 ms");
+    check("lock0 backfilled=10 idle=500 event=0", "wait 1 ms");
+    check("lock0 backfilled=10 idle=500 event=100", "wait 25 ms");
+    check("lock0 backfilled=10 idle=500 event=1000", "wait 1000 ms");
+}
+
+#[test]
+fn a_mark_moves_to_the_last_frame_and_off_a_lock_that_a_checkpointer_waits_for() {
+    check("mark-at=9", "hand over");
+    check("mark-at=10 waited=0", "wait 10 ms");
+    check("mark-at=10 waited=9", "wait 1 ms");
+    check("mark-at=10 waited=10", "step aside");
+    check("mark-at=10 waited=10 frames=11", "hand over");
+    check("mark-at=10 waited=10 backfilled=10", "hand over");
 }
 
 #[test]

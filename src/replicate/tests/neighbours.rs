@@ -11,6 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+/// A checkpointer or writer that waited for its busy timeout would take 5 s; what it takes at most here
+/// is a loaded machine's.
+const PROMPT: Duration = Duration::from_secs(1);
+
 fn python(code: &str, arguments: &[&std::path::Path]) {
     let ran = Command::new("python3")
         .arg("-c")
@@ -35,11 +39,7 @@ fn a_waiting_checkpointer_gets_on_and_leaves_an_empty_wal() {
         for mode in ["truncate", "restart", "full"] {
             let start = Instant::now();
             let answer = app.sql(&format!("pragma wal_checkpoint({mode})"));
-            assert!(
-                start.elapsed() < Duration::from_millis(300),
-                "{mode}: {:?}",
-                start.elapsed()
-            );
+            assert!(start.elapsed() < PROMPT, "{mode}: {:?}", start.elapsed());
             assert!(
                 answer.starts_with("0,"),
                 "{mode} after {pause_ms} ms: {answer}"
@@ -62,11 +62,7 @@ fn no_writer_waits_for_a_checkpointer_that_waits_for_us() {
         checkpointer.send("pragma wal_checkpoint(truncate)");
         let start = Instant::now();
         writer.sql("insert into t(x) values('beside it')");
-        assert!(
-            start.elapsed() < Duration::from_millis(300),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
         checkpointer.answer();
     }
     running.stop();
@@ -246,9 +242,7 @@ fn a_database_replaced_by_rename_begins_a_run() {
          c.execute('create table u(x)'); c.execute('insert into u values(7)')",
         &[&next],
     );
-    for suffix in ["-wal", "-shm"] {
-        fs::remove_file(format!("{}{suffix}", world.database().display())).unwrap();
-    }
+    running.until("an empty WAL", || world.wal_bytes() == 0);
     fs::rename(&next, world.database()).unwrap();
     running.until("a new run", || {
         running.run() == 2 && running.capture.trouble().is_none()
@@ -382,5 +376,7 @@ fn commits_stay_in_order_whatever_the_clock_says() {
     assert_eq!(after.time.micros(), now.load(Ordering::SeqCst) + 1);
     let run = running.spool.runs().pop().unwrap();
     assert_eq!(run.start, before.end);
+    // So that the file's time can be seen to be old enough to be noted.
+    now.store(clock().micros() + minute, Ordering::SeqCst);
     running.stop();
 }

@@ -41,6 +41,7 @@ fn a_clean_restart_goes_on_in_the_same_run() {
     assert_eq!(world.wal_bytes(), 0);
     app.sql("insert into t values(2, 'while down')");
     let running = world.capture();
+    assert_eq!(running.barrier(), seq + 2);
     app.sql("insert into t values(3, 'after')");
     assert_eq!(running.barrier(), seq + 3);
     assert_eq!(running.run(), 1);

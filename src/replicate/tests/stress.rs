@@ -6,9 +6,8 @@
 use crate::config::CaptureSettings;
 use crate::format::ids::PageSize;
 use crate::replicate::act::Capture;
-use crate::replicate::decide::Timing;
 use crate::replicate::spool::Spool;
-use crate::replicate::tests::world::{Image, clock};
+use crate::replicate::tests::world::{Image, TIMING, clock};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Read;
@@ -19,13 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 const CHILD: &str = "SQLREPL_TEST_CAPTURE_CHILD";
-
-/// Small, so that every rule has its turn within seconds.
-const TIMING: Timing = Timing {
-    quiet: Duration::from_millis(20),
-    rest: Duration::from_millis(150),
-    file_time_grain: Duration::from_millis(50),
-};
 
 /// A generator of the test's own: the same seed, the same run as far as scheduling allows.
 struct Random(u64);

@@ -4,6 +4,7 @@
 use crate::config::{CaptureSettings, Clock};
 use crate::format::ids::{PageSize, Pgno, Timestamp};
 use crate::replicate::act::{Capture, SnapshotPin};
+use crate::replicate::decide::Timing;
 use crate::replicate::spool::{Spool, SpooledCommit};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -14,6 +15,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How long anything that must happen may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Shorter than in life, so that every rule has its turn within seconds.
+pub(super) const TIMING: Timing = Timing {
+    quiet: Duration::from_millis(20),
+    rest: Duration::from_millis(150),
+    file_time_grain: Duration::from_millis(50),
+};
 
 /// A python3 with one connection.
 pub(super) struct App {
@@ -127,7 +135,8 @@ impl World {
     }
 
     pub(super) fn capture_with(&self, spool: Arc<Spool>, clock: Clock) -> Running<'_> {
-        let capture = Capture::start(self.settings.clone(), Arc::clone(&spool), clock).unwrap();
+        let (settings, capturing) = (self.settings.clone(), Arc::clone(&spool));
+        let capture = Capture::start_timed(settings, capturing, clock, TIMING).unwrap();
         Running {
             world: self,
             spool,
