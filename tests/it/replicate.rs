@@ -51,9 +51,12 @@ fn a_database_that_does_not_exist_or_is_empty_is_waited_for_and_left_alone() {
     let mut daemon = world.replicate("app.db replicas/app --sync-interval 50ms");
     daemon.wait_says("there is no database");
     assert!(!world.path("app.db").exists());
-    world
-        .sqlrepl("sync app.db --timeout 200ms")
-        .fails(1, "there is no database");
+    let answered = wait_for(LONG, "an answer", || {
+        let output = world.sqlrepl("sync app.db --timeout 200ms");
+        // Until the daemon listens, there is none.
+        (!output.stderr.contains("no replicate runs")).then_some(output)
+    });
+    answered.fails(1, "there is no database");
 
     fs::write(world.path("app.db"), "").unwrap();
     daemon.wait_says("is empty");
