@@ -1,8 +1,8 @@
 //! Kills, restarts and downtimes: what was durable stays, and histories go on where they can.
 
-use crate::exact::{check_durable, check_some};
+use crate::exact::{check_all, check_durable, check_some};
 use crate::oracle::images;
-use crate::program::{LONG, Running, wait_until};
+use crate::program::{LONG, Running, wait_for, wait_until};
 use crate::world::World;
 use crate::writer::{Dice, Setup, Writer};
 use crate::{seed, soak};
@@ -83,6 +83,49 @@ fn a_clean_restart_with_one_changed_row_goes_on_and_stores_little() {
         world.sql("out.db", "SELECT v FROM t WHERE id = 50"),
         "one row"
     );
+}
+
+#[test]
+fn a_failed_commit_at_the_end_of_a_wal_that_was_restarted_since_never_was() {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.daemon();
+    let mut setup = Setup::new(&world.path(""));
+    setup.synchronous = "FULL".into();
+    setup.library = Some(world.fault_library());
+    // Some sync of the `-wal`, long after the daemon is gone.
+    setup.faults = "420:eio".into();
+    let mut writer = Writer::rust(&setup, &world.logs());
+    writer.ask("updates 300 0");
+    // The daemon lets the WAL restart, so that older frames lie behind those that come now.
+    let salts = || fs::read(world.path("app.db-wal")).unwrap()[16..24].to_vec();
+    let before = salts();
+    wait_until(LONG, "the WAL to restart", || {
+        writer.ask("updates 2 2");
+        salts() != before
+    });
+    writer.ask("updates 10 0");
+    world.await_sync(&mut daemon);
+    daemon.kill9();
+
+    let mut number = 0;
+    let failed = wait_for(LONG, "a commit to fail", || {
+        number += 1;
+        let set = format!(
+            "sql UPDATE t SET v = 'down {number}' WHERE id = {}",
+            number % 100
+        );
+        writer.ask(&set)["error"].as_str().map(str::to_owned)
+    });
+    assert!(failed.contains("disk I/O error"), "{failed}");
+    let checkpoint = writer.ask("checkpoint PASSIVE 0");
+    assert_eq!(checkpoint["busy"], 0, "{checkpoint}");
+    let changed = salts();
+    writer.ask("sql UPDATE t SET v = 'restarted' WHERE id = 1");
+    assert!(salts() != changed, "the WAL did not restart");
+
+    world.daemon();
+    check_all(&world.path("replicas/app"), &world.path("ledger"));
 }
 
 #[test]
