@@ -360,10 +360,7 @@ pub(super) fn encode_timeline_section(header: &Header, timeline: &[TimelineEntry
 }
 
 /// Decodes the raw `Timeline` section of an object with this header.
-pub(super) fn decode_timeline_section(
-    header: &Header,
-    section: &[u8],
-) -> Result<Vec<TimelineEntry>> {
+pub fn decode_timeline_section(header: &Header, section: &[u8]) -> Result<Vec<TimelineEntry>> {
     let mut fields = Fields::new("section Timeline", section);
     let timeline = decode_timeline(&mut fields, header.first)?;
     if let Some(contradiction) =

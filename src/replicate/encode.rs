@@ -330,7 +330,7 @@ mod tests {
         let segment = SentSegment::read(&file).unwrap().unwrap();
         assert_eq!(segment.footer.hash, written.hash);
         let bytes = std::fs::read(&file).unwrap();
-        let block = &segment.index.blocks.blocks[0];
+        let block = &segment.index.unwrap().blocks.blocks[0];
         let stored = &bytes[block.offset as usize..][..block.length as usize];
         let pages = block.open(stored, SIZE).unwrap();
         assert_eq!((pages[0], pages[512]), (2, 3));

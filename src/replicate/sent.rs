@@ -2,63 +2,89 @@
 //! which the next one takes its list of predecessors.
 
 use crate::error::{Error, Result};
-use crate::format::container::{Footer, SectionKind, Tail};
-use crate::format::segment::{self, Predecessor, SegmentIndex};
+use crate::format::container::{Footer, SectionKind, TAIL_BYTES, Tail};
+use crate::format::segment::{self, Predecessor, SegmentIndex, TimelineEntry};
 use crate::replicate::spool::SpooledCommit;
-use crate::storage::durable;
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Predecessors that a segment lists at most.
 const PREDECESSORS: usize = 64;
 
-/// A complete segment in a local file.
+/// The index of a segment is read only if it is at most this long, inflated: longer ones are in no
+/// list.
+const INDEX_BYTES: u64 = 64 << 10;
+
+/// What is known of a complete segment in a local file; the pages are not read, for one transaction
+/// may exceed memory.
 pub struct SentSegment {
     /// Its footer.
     pub footer: Footer,
-    /// Its index.
-    pub index: SegmentIndex,
+    /// Its transactions.
+    pub timeline: Vec<TimelineEntry>,
+    /// Its index, while it is small.
+    pub index: Option<SegmentIndex>,
     /// What it lists.
     pub predecessors: Vec<Predecessor>,
 }
 
 impl SentSegment {
-    /// Reads the segment in `file`, if there is one. It was fsynced before it got this name.
+    /// Reads the segment in `path`, if there is one. It was fsynced before it got this name.
     ///
     /// # Errors
     /// `Disk`, `Corrupt`, naming the file.
-    pub fn read(file: &Path) -> Result<Option<Self>> {
-        let Some(bytes) = durable::read_if_there(file)? else {
-            return Ok(None);
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        let failed = |e| Error::disk(format!("read {}", path.display()), e);
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed(e)),
         };
-        Self::decode(&bytes)
+        let length = file.metadata().map_err(failed)?.len();
+        let read = |offset: u64, count: u64| -> Result<Vec<u8>> {
+            let mut bytes = vec![0; count as usize];
+            file.read_exact_at(&mut bytes, offset).map_err(failed)?;
+            Ok(bytes)
+        };
+        Self::decode(length, read)
             .map(Some)
-            .map_err(|e| e.context(format!("read {}", file.display())))
+            .map_err(|e| e.context(format!("read {}", path.display())))
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self> {
-        let Tail::Whole(footer) = Footer::decode(bytes, bytes.len() as u64)? else {
-            return Err(Error::corrupt("the footer is longer than the object"));
+    fn decode(length: u64, read: impl Fn(u64, u64) -> Result<Vec<u8>>) -> Result<Self> {
+        let tail = TAIL_BYTES.min(length);
+        let Tail::Whole(footer) = Footer::decode(&read(length - tail, tail)?, length)? else {
+            return Err(Error::corrupt("the footer is longer than a footer can be"));
         };
         let open = |kind: SectionKind| -> Result<Vec<u8>> {
             match footer.section(kind) {
-                Some(place) => {
-                    let start = place.offset as usize;
-                    place.open(&bytes[start..start + place.length as usize])
-                }
+                Some(place) => place.open(&read(place.offset, place.length)?),
                 None => Ok(Vec::new()),
             }
         };
-        let [blocks, versions, timeline] = SegmentIndex::SECTIONS;
-        let (blocks, versions, timeline) = (open(blocks)?, open(versions)?, open(timeline)?);
-        let index = SegmentIndex::decode(&footer, [&blocks, &versions, &timeline])?;
+        let timeline =
+            segment::decode_timeline_section(&footer.header, &open(SectionKind::Timeline)?)?;
+        let versions = footer.section(SectionKind::Versions);
+        let index = if versions.is_some_and(|place| place.raw_length <= INDEX_BYTES) {
+            let [blocks, versions, timeline] = SegmentIndex::SECTIONS;
+            let (blocks, versions, timeline) = (open(blocks)?, open(versions)?, open(timeline)?);
+            Some(SegmentIndex::decode(
+                &footer,
+                [&blocks, &versions, &timeline],
+            )?)
+        } else {
+            None
+        };
         let predecessors = match footer.section(SectionKind::Predecessors) {
             Some(_) => segment::decode_predecessors(&open(SectionKind::Predecessors)?)?,
             None => Vec::new(),
         };
         Ok(Self {
             footer,
+            timeline,
             index,
             predecessors,
         })
@@ -66,11 +92,7 @@ impl SentSegment {
 
     /// The last commit in it, in a generation that starts from `base`.
     pub fn last_commit(&self, base: u64) -> SpooledCommit {
-        let entry = self
-            .index
-            .timeline
-            .last()
-            .expect("a segment has a transaction");
+        let entry = self.timeline.last().expect("a segment has a transaction");
         SpooledCommit {
             seq: base + entry.txid.get() - 1,
             time: entry.time,
@@ -103,7 +125,7 @@ impl Recent {
     /// `Disk`, `Corrupt`.
     pub fn keep(&mut self, directory: &Path, key: String, file: &Path) -> Result<()> {
         if let Some(sent) = SentSegment::read(file)? {
-            self.push(Predecessor::new(key, &sent.footer, Some(sent.index)));
+            self.push(Predecessor::new(key, &sent.footer, sent.index));
         }
         let last = directory.join(Self::FILE);
         fs::rename(file, &last).map_err(|e| Error::disk(format!("rename {}", file.display()), e))
@@ -133,7 +155,7 @@ impl Recent {
         };
         if sent.footer.hash == *hash {
             self.segments.extend(sent.predecessors);
-            self.push(Predecessor::new(key, &sent.footer, Some(sent.index)));
+            self.push(Predecessor::new(key, &sent.footer, sent.index));
         }
         Ok(())
     }
