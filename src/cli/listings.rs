@@ -39,7 +39,7 @@ pub(crate) async fn generations(args: Listing) -> Result<()> {
         ]);
     }
     table::print(&COLUMNS, &rows, args.json);
-    Ok(())
+    damage(&replica)
 }
 
 pub(crate) async fn snapshots(args: Listing) -> Result<()> {
@@ -66,7 +66,7 @@ pub(crate) async fn snapshots(args: Listing) -> Result<()> {
         ]);
     }
     table::print(&COLUMNS, &rows, args.json);
-    Ok(())
+    damage(&replica)
 }
 
 pub(crate) async fn wal(args: OfGeneration) -> Result<()> {
@@ -92,7 +92,7 @@ pub(crate) async fn wal(args: OfGeneration) -> Result<()> {
         ]);
     }
     table::print(&COLUMNS, &rows, args.listing.json);
-    Ok(())
+    damage(&replica)
 }
 
 pub(crate) async fn points(args: Points) -> Result<()> {
@@ -123,7 +123,19 @@ pub(crate) async fn points(args: Points) -> Result<()> {
         ]);
     }
     table::print(&COLUMNS, &rows, args.of.listing.json);
-    Ok(())
+    damage(&replica)
+}
+
+/// After the listing of what is there: what is damaged or missing is a failure.
+fn damage(replica: &Replica) -> Result<()> {
+    let mut troubles = replica.troubles();
+    let Some(last) = troubles.pop() else {
+        return Ok(());
+    };
+    for trouble in troubles {
+        tracing::error!("{trouble}");
+    }
+    Err(last)
 }
 
 fn refuse_unknown(replica: &Replica, generation: Option<GenerationId>) -> Result<()> {

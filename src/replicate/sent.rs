@@ -18,6 +18,9 @@ const PREDECESSORS: usize = 64;
 /// list.
 const INDEX_BYTES: u64 = 64 << 10;
 
+/// A larger segment is not kept once it is stored; after a restart the list then begins anew.
+const KEPT_BYTES: u64 = 4 << 20;
+
 /// What is known of a complete segment in a local file; the pages are not read, for one transaction
 /// may exceed memory.
 pub struct SentSegment {
@@ -119,16 +122,26 @@ impl Recent {
         self.segments.iter().cloned().collect()
     }
 
-    /// The segment in `file` was stored under `key`: keeps it as the last one in `directory`.
+    /// The segment in `file` was stored under `key`: lists it, and keeps its file as the last one
+    /// in `directory`, unless it is large.
     ///
     /// # Errors
     /// `Disk`, `Corrupt`.
     pub fn keep(&mut self, directory: &Path, key: String, file: &Path) -> Result<()> {
-        if let Some(sent) = SentSegment::read(file)? {
-            self.push(Predecessor::new(key, &sent.footer, sent.index));
-        }
-        let last = directory.join(Self::FILE);
-        fs::rename(file, &last).map_err(|e| Error::disk(format!("rename {}", file.display()), e))
+        let length = match SentSegment::read(file)? {
+            Some(sent) => {
+                let length = sent.footer.length;
+                self.push(Predecessor::new(key, &sent.footer, sent.index));
+                length
+            }
+            None => return Ok(()),
+        };
+        let moved = if length <= KEPT_BYTES {
+            fs::rename(file, directory.join(Self::FILE))
+        } else {
+            fs::remove_file(file)
+        };
+        moved.map_err(|e| Error::disk(format!("put away {}", file.display()), e))
     }
 
     fn push(&mut self, segment: Predecessor) {

@@ -104,6 +104,27 @@ fn a_missing_object_in_the_middle_is_an_error_that_names_what_is_missing() {
 }
 
 #[test]
+fn a_listing_shows_what_is_there_and_fails_with_the_name_of_what_is_damaged() {
+    let world = replica();
+    let objects = world.objects("replicas/app");
+    let (name, size) = objects
+        .iter()
+        .rfind(|(name, _)| name.ends_with(".wal"))
+        .unwrap();
+    let path = world.path("replicas/app").join(name);
+    let bytes = fs::read(&path).unwrap();
+    let cut = usize::try_from(size / 2).unwrap();
+    with_damage(&path, Some(bytes[..cut].to_vec()), || {
+        for listing in ["points", "wal", "snapshots", "generations"] {
+            let output = world
+                .sqlrepl(&format!("{listing} replicas/app"))
+                .fails(1, name);
+            assert!(output.stdout.lines().count() > 1, "{output}");
+        }
+    });
+}
+
+#[test]
 fn a_damaged_page_in_the_mount_is_an_io_error() {
     let world = replica();
     let objects = world.objects("replicas/app");
