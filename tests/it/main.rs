@@ -5,6 +5,7 @@
 //! showed after each of their commits, `exact.rs` the comparison with every restore point. The
 //! other modules are stories; the README's promises stand above the tests that show them.
 
+#[path = "../bench/table.rs"]
 mod bench;
 mod checkpoint;
 mod crash;
