@@ -1,8 +1,8 @@
 //! The container that both object kinds share: header, blocks, sections, footer.
 //!
 //! This module owns the values and how they are read; [`crate::format::segment`] and
-//! [`crate::format::snapshot`] say what the sections mean. It never trusts a length: each is checked
-//! against what it describes before anything is allocated for it.
+//! [`crate::format::snapshot`] say what the sections mean. It never trusts a length: each is
+//! checked against what it describes before anything is allocated for it.
 //!
 //! # An object
 //!
@@ -51,9 +51,10 @@
 //! | 216 | 32 | reserved, zero |
 //! | 248 | 8 | xxh3-64 of the bytes before |
 //!
-//! In a segment `since` is `first`. In a snapshot `first` and `last` are its txid, in a part `first`,
-//! `last` and `since` are the same. Only snapshots and parts are exact, and then `since` is `last`;
-//! only segments are thinned, have a level, a previous hash and, above level 0, a last input.
+//! In a segment `since` is `first`. In a snapshot `first` and `last` are its txid, in a part
+//! `first`, `last` and `since` are the same. Only snapshots and parts are exact, and then `since`
+//! is `last`; only segments are thinned, have a level, a previous hash and, above level 0, a last
+//! input.
 //!
 //! A later container version keeps magic, version, and the checksum at the end of 256 bytes.
 //!
@@ -82,8 +83,8 @@
 //! shorter than the raw length, and the section itself if they are as long. `PageHashes` and
 //! `MapLeaves` are always stored as they are.
 //!
-//! `Blocks` holds the number of blocks (varint), then three columns: the stored length of each block
-//! (varint), its slots (varint), and the xxh3-64 of its stored bytes (8 bytes).
+//! `Blocks` holds the number of blocks (varint), then three columns: the stored length of each
+//! block (varint), its slots (varint), and the xxh3-64 of its stored bytes (8 bytes).
 //!
 //! # The footer
 //!
@@ -275,16 +276,16 @@ pub struct Header {
     pub thinned: bool,
     /// SQLITE_VERSION_NUMBER of the application, from page 1, offset 96; 0 where unknown.
     pub sqlite_version: u32,
-    /// The hash of the level-0 segment before the first input (the claim's for the first one); zeros
-    /// in snapshots and parts.
+    /// The hash of the level-0 segment before the first input (the claim's for the first one);
+    /// zeros in snapshots and parts.
     pub previous: ObjectHash,
     /// Of merged segments: the hash of the last level-0 input. Zeros at level 0.
     pub last_input: ObjectHash,
 }
 
 impl Header {
-    /// Reads the header from the first [`BLOCKS_START`] bytes of an object. What it says counts only
-    /// if it equals the footer's ([`verify_object`]): the hash covers that copy.
+    /// Reads the header from the first [`BLOCKS_START`] bytes of an object. What it says counts
+    /// only if it equals the footer's ([`verify_object`]): the hash covers that copy.
     ///
     /// # Errors
     /// `Corrupt`, and `Invalid` for a version or a required feature we do not know.
@@ -740,7 +741,8 @@ fn decode_directory(directory: &[u8], end: u64) -> Result<(Vec<SectionRef>, u64)
         let wrong = |why: &str| Error::corrupt(format!("footer: section {code:#06x}: {why}"));
         if entry[2..8] != [0; 6] {
             return Err(Error::invalid(format!(
-                "footer: section {code:#06x}: a reserved field is not zero; a later sqlrepl wrote it"
+                "footer: section {code:#06x}: a reserved field is not zero; a later sqlrepl wrote \
+                 it"
             )));
         }
         let frame = offset

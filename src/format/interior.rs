@@ -1,8 +1,8 @@
 //! The b-tree interior pages that a snapshot carries once more, together: one read at open brings
 //! them, and a cold point query then needs one more read instead of one for each level of its tree.
 //!
-//! They are copies, chosen by their looks (fileformat2, "B-tree Pages"): a page that only looks like
-//! an interior page costs a little space and nothing else. [`crate::format::snapshot`] has the
+//! They are copies, chosen by their looks (fileformat2, "B-tree Pages"): a page that only looks
+//! like an interior page costs a little space and nothing else. [`crate::format::snapshot`] has the
 //! layout of the section.
 
 use crate::error::Result;

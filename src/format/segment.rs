@@ -1,9 +1,9 @@
 //! WAL segments: every page version of a run of transactions, sorted by (pgno, txid).
 //!
 //! A slot of a segment is a page version; neighbouring versions of a page lie side by side in a
-//! block and compress into almost nothing. [`crate::format::container`] says how blocks and sections
-//! are stored, [`crate::format`] what a varint is. A *column* holds one field of every entry, one
-//! entry after the other.
+//! block and compress into almost nothing. [`crate::format::container`] says how blocks and
+//! sections are stored, [`crate::format`] what a varint is. A *column* holds one field of every
+//! entry, one entry after the other.
 //!
 //! # Sections
 //!
@@ -29,9 +29,10 @@
 //!
 //! `PageHashes`: 16 bytes for each slot, the first 128 bits of BLAKE3 of its page.
 //!
-//! `Predecessors`, at most [`PREDECESSORS_MAX`], ascending: their number (varint) and columns; then,
-//! for each entry that says so, its block table (as in `Blocks`), its versions and its timeline (as
-//! above, "the header's" being the entry's own). At most [`PREDECESSORS_BYTES`] stored.
+//! `Predecessors`, at most [`PREDECESSORS_MAX`], ascending: their number (varint) and columns;
+//! then, for each entry that says so, its block table (as in `Blocks`), its versions and its
+//! timeline (as above, "the header's" being the entry's own). At most [`PREDECESSORS_BYTES`]
+//! stored.
 //!
 //! | column | each | is |
 //! | --- | --- | --- |

@@ -594,8 +594,9 @@ pub fn leaves(runs: &[Run], pages: u32) -> Vec<Leaf> {
     leaves
 }
 
-/// Writes a snapshot or a part in one pass; memory stays bounded whatever its size. The header comes
-/// last, since a fuzzy snapshot's txid is known last: `W` must seek back to the start (a file).
+/// Writes a snapshot or a part in one pass; memory stays bounded whatever its size. The header
+/// comes last, since a fuzzy snapshot's txid is known last: `W` must seek back to the start (a
+/// file).
 pub struct SnapshotWriter<W: Write + Seek> {
     object: ObjectWriter<W>,
     object_id: ObjectId,

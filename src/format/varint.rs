@@ -1,9 +1,9 @@
 //! Numbers of variable length, and reading the fields of a section one after the other.
 //!
-//! A *varint* is unsigned LEB128: seven bits a byte, the lowest first, the top bit set in every byte
-//! but the last; never longer than it must be. A *signed varint* holds `(n << 1) ^ (n >> 63)`, so
-//! that small numbers of either sign are short. Nothing here allocates more than its input's size
-//! allows, and nothing panics, whatever the input.
+//! A *varint* is unsigned LEB128: seven bits a byte, the lowest first, the top bit set in every
+//! byte but the last; never longer than it must be. A *signed varint* holds `(n << 1) ^ (n >> 63)`,
+//! so that small numbers of either sign are short. Nothing here allocates more than its input's
+//! size allows, and nothing panics, whatever the input.
 
 use crate::error::{Error, Result};
 

@@ -25,7 +25,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long [`Capture::stop`] may take to leave an empty WAL behind.
 const STOP: Duration = Duration::from_secs(5);
 
-/// A running capture, on a thread of its own. Dropped without [`Capture::stop`] it ends as it stands.
+/// A running capture, on a thread of its own. Dropped without [`Capture::stop`] it ends as it
+/// stands.
 #[derive(Debug)]
 pub struct Capture {
     requests: Sender<Request>,

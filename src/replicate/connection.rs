@@ -226,8 +226,9 @@ impl Connection {
 
     fn shm_lock(&self, lock: ReadLock, flags: c_int) -> rusqlite::Result<c_int> {
         let file = self.file()?;
-        // SAFETY: `file` is the open file of this connection, which has its shared memory open since
-        // it has read a WAL database, and holds no lock of its own while it is in no transaction.
+        // SAFETY: `file` is the open file of this connection, which has its shared memory open
+        // since it has read a WAL database, and holds no lock of its own while it is in no
+        // transaction.
         Ok(unsafe {
             let shm_lock = (*(*file).pMethods)
                 .xShmLock
@@ -275,8 +276,8 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// What SQLite's refusal means to a user of `path`: `Unavailable` where waiting helps, else `Invalid`
-/// or `Disk`.
+/// What SQLite's refusal means to a user of `path`: `Unavailable` where waiting helps, else
+/// `Invalid` or `Disk`.
 pub(super) fn from_sqlite(path: &Path, error: &rusqlite::Error) -> Error {
     let path = path.display();
     if is_busy(error) {

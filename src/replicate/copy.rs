@@ -251,7 +251,8 @@ impl Copy<'_> {
         let copied = self.stream(done, start, target, in_parts);
         match copied {
             Ok(Copied::Done) => {}
-            // After a failed write there is nothing to cut: the spool is read back before it goes on.
+            // After a failed write there is nothing to cut: the spool is read back before it goes
+            // on.
             Err(_) => {}
             Ok(_) => self.spool.cut()?,
         }

@@ -1,8 +1,8 @@
 //! Who waits: the locks that other processes hold on SQLite's shared memory.
 //!
-//! Owns nothing: asks the kernel, by SQLite's own descriptor of the `-shm` file, which lock would be
-//! refused. Takes no lock, opens and closes no descriptor (closing one would drop SQLite's locks).
-//! The bytes are those of walformat, "WAL Locks".
+//! Owns nothing: asks the kernel, by SQLite's own descriptor of the `-shm` file, which lock would
+//! be refused. Takes no lock, opens and closes no descriptor (closing one would drop SQLite's
+//! locks). The bytes are those of walformat, "WAL Locks".
 
 use crate::error::{Error, Result};
 use nix::fcntl::{FcntlArg, fcntl};

@@ -108,8 +108,8 @@ pub(super) fn read_index(connection: &Connection) -> rusqlite::Result<Option<Ind
     Ok(Index::parse(&first, backfilled))
 }
 
-/// A read lock to hold for a moment instead of the one whose mark is `mark`: best one that is not in
-/// use. `None` if there is none.
+/// A read lock to hold for a moment instead of the one whose mark is `mark`: best one that is not
+/// in use. `None` if there is none.
 ///
 /// # Errors
 /// SQLite's.

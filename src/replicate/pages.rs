@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Pages are read ahead in runs of about this size, bytes: one call for all that lie in the database
-/// file, and a read transaction of some hundred microseconds.
+/// Pages are read ahead in runs of about this size, bytes: one call for all that lie in the
+/// database file, and a read transaction of some hundred microseconds.
 const RUN_BYTES: usize = 512 << 10;
 /// How long the wal-index may take to settle.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -43,9 +43,9 @@ pub(super) enum View {
 }
 
 impl View {
-    /// What a transaction sees that was opened between two looks at the index. `None` if that cannot
-    /// be told. On a mark the view may be as new as the second look: all those frames are committed
-    /// and none can vanish.
+    /// What a transaction sees that was opened between two looks at the index. `None` if that
+    /// cannot be told. On a mark the view may be as new as the second look: all those frames are
+    /// committed and none can vanish.
     pub(super) fn between(before: &Index, after: &Index) -> Option<Self> {
         match Pin::between(before, after) {
             Pin::Mark => Some(Self::Wal {
@@ -98,7 +98,8 @@ fn find_frame(connection: &Connection, pgno: u32, last: u32) -> rusqlite::Result
     Ok(None)
 }
 
-/// Reads a run of pages into `bytes`. The transaction of `connection` that has this view stays open.
+/// Reads a run of pages into `bytes`. The transaction of `connection` that has this view stays
+/// open.
 fn read_run(
     connection: &Connection,
     wal: &WalFile,
@@ -235,8 +236,8 @@ pub(super) struct PinnedAt {
 }
 
 impl SnapshotPin {
-    /// A pin on an open transaction that sees exactly `at` through `exact`; without `exact`, one that
-    /// reads in short transactions from the start.
+    /// A pin on an open transaction that sees exactly `at` through `exact`; without `exact`, one
+    /// that reads in short transactions from the start.
     pub(super) fn new(
         database: PathBuf,
         connection: Connection,

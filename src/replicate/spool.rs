@@ -1,7 +1,7 @@
 //! The spool: every captured commit, durable on the local disk until each replica has it.
 //!
-//! Commits are numbered by `seq` over the life of the spool. A *run* is a stretch of commits without
-//! a break in continuity; a generation of a replica lies within one run.
+//! Commits are numbered by `seq` over the life of the spool. A *run* is a stretch of commits
+//! without a break in continuity; a generation of a replica lies within one run.
 //!
 //! Owns the log files in `log/` of its directory and the lock on that directory. Never looks at the
 //! database. Invariants:
@@ -365,8 +365,8 @@ impl Spool {
         self.writer().as_ref().map(|writer| writer.durable)
     }
 
-    /// Begins a run, durably. Its base gets a number of its own: what was committed between the last
-    /// commit and this state is lost, so they are two states.
+    /// Begins a run, durably. Its base gets a number of its own: what was committed between the
+    /// last commit and this state is lost, so they are two states.
     ///
     /// # Errors
     /// `Disk`.

@@ -65,7 +65,10 @@ proptest! {
 
     #[test]
     fn a_thinned_timeline_reads_back(
-        steps in prop::collection::vec((1..1000_u64, 1..1_i64 << 40, 1..u32::MAX, any::<u8>()), 0..30),
+        steps in prop::collection::vec(
+            (1..1000_u64, 1..1_i64 << 40, 1..u32::MAX, any::<u8>()),
+            0..30,
+        ),
         start in -60_000_000_000_000_000_i64..1 << 50,
     ) {
         let (mut at, mut time) = (100, start);
@@ -106,7 +109,12 @@ proptest! {
         let footer = read(&object).unwrap().footer;
         // A result of either kind will do.
         let good = [0];
-        for sections in [[&bytes[..], &good, &good], [&good, &bytes, &good], [&good, &good, &bytes]] {
+        let changed = [
+            [&bytes[..], &good, &good],
+            [&good, &bytes, &good],
+            [&good, &good, &bytes],
+        ];
+        for sections in changed {
             drop(SegmentIndex::decode(&footer, sections));
         }
         drop(decode_predecessors(&bytes));

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A checkpointer or writer that waited for its busy timeout would take 5 s; what it takes at most here
-/// is a loaded machine's.
+/// A checkpointer or writer that waited for its busy timeout would take 5 s; what it takes at most
+/// here is a loaded machine's.
 const PROMPT: Duration = Duration::from_secs(1);
 
 fn python(code: &str, arguments: &[&std::path::Path]) {
