@@ -38,8 +38,13 @@ impl Default for Timing {
     }
 }
 
-/// How often we look while the application is busy: the mark must move within 20 ms.
+/// How often we look while the application is busy: a checkpointer that waits for us, and with it
+/// every writer, gets on within 20 ms.
 pub const TICK: Duration = Duration::from_millis(8);
+/// How often the mark moves while nobody waits for it. Past 1,000 frames an application with
+/// autocheckpoint checkpoints at every commit; each move gives it frames to backfill, and so that
+/// commit an fsync to wait for.
+pub const MARK: Duration = Duration::from_millis(100);
 /// So long after a file event we look again and again, by the clock: a writer publishes a commit, and
 /// a checkpointer starts to wait for us, only after their last write.
 pub const ALERT: Duration = Duration::from_secs(1);
@@ -47,10 +52,13 @@ pub const ALERT: Duration = Duration::from_secs(1);
 const ALERT_FIRST: Duration = Duration::from_millis(1);
 /// A checkpointer that keeps writers out and finds the same frames for so long waits for a reader.
 pub const WAITING: Duration = Duration::from_millis(10);
-/// Tries to restart the WAL without the write lock before it is taken.
-pub const TRIES_WITHOUT_LOCK: u32 = 20;
-/// The write lock is taken at most once in this time.
+/// Tries to restart the WAL without the write lock before it is taken. With pauses of some
+/// milliseconds between commits the first ones succeed; else each only costs the application fsyncs.
+pub const TRIES_WITHOUT_LOCK: u32 = 3;
+/// The write lock is taken at most once in this time; three times if the WAL is [`HUGE`].
 pub const LOCK_INTERVAL: Duration = Duration::from_secs(1);
+/// So many times larger than the user wants it, the WAL of a writer that never pauses is huge.
+pub const HUGE: u64 = 16;
 /// A last time that lies further ahead of the clock than this begins a new run on the clock's time,
 /// microseconds.
 const AHEAD_MAX_MICROS: i64 = 3_600_000_000;
@@ -276,6 +284,8 @@ pub struct Seen {
     pub rest: Rest,
     /// The index showed at least this frame when our pin was opened.
     pub mark: u32,
+    /// How long ago that was.
+    pub pin_age: Duration,
     /// So long a checkpointer of another process has kept writers out without getting anywhere.
     pub waited_for: Option<Duration>,
     /// Since the last commit.
@@ -316,6 +326,8 @@ pub struct Limits {
 pub enum Step {
     /// Wait at most this long, or until something happens.
     Wait(Duration),
+    /// Copy, make durable.
+    Copy,
     /// Open the next pin, copy, make durable, close the last.
     HandOver,
     /// Try to get to lock 0, so that the next commit restarts the WAL.
@@ -366,8 +378,13 @@ pub fn next_step(seen: &Seen, done: &WalEnd, page_size: PageSize, limits: &Limit
                 Step::ReadBackSpool
             } else if seen.clock_stepped_back {
                 Step::SplitRun(Break::ClockSteppedBack)
-            } else {
+            } else if seen.pin != Pin::Mark {
                 Step::HandOver
+            } else {
+                match on_mark(seen, frame_bytes, limits) {
+                    Step::Wait(_) => Step::Copy,
+                    step => step,
+                }
             }
         }
         Uncopied::Nothing if seen.spool_fails => Step::ReadBackSpool,
@@ -396,32 +413,43 @@ fn on_mark(seen: &Seen, frame_bytes: u64, limits: &Limits) -> Step {
     if seen.index.is_backfilled() {
         return Step::HandOver;
     }
-    // Commits came while it was opened: a checkpointer may wait for it to move.
-    if seen.mark < seen.index.end.frame {
-        return Step::HandOver;
+    let restart = restart(seen, frame_bytes, limits);
+    if let Step::PrepareRestart { .. } = restart {
+        return restart;
     }
-    // It may wait for the very lock that we sit on although our mark is high enough: it read the
-    // mark just before we raised it. A next pin would share that lock with the last.
-    match seen.waited_for {
-        Some(time) if time >= WAITING => return Step::StepAside,
-        Some(time) => return Step::Wait(WAITING - time),
-        None => {}
+    let is_behind = seen.mark < seen.index.end.frame;
+    match (seen.waited_for, &restart) {
+        (Some(_), _) if is_behind => Step::HandOver,
+        // It may wait for the very lock that we sit on although our mark is high enough: it read the
+        // mark just before we raised it. A next pin would share that lock with the last.
+        (Some(time), _) if time >= WAITING => Step::StepAside,
+        (Some(time), _) => Step::Wait(WAITING - time),
+        (None, _) if is_behind && seen.pin_age >= MARK => Step::HandOver,
+        (None, Step::Wait(limit)) if is_behind => Step::Wait((MARK - seen.pin_age).min(*limit)),
+        (None, _) => restart,
     }
-    let quiet = limits.timing.quiet;
-    let is_quiet = seen.idle >= quiet;
-    let is_large = u64::from(seen.index.end.frame) * frame_bytes >= limits.wal_bytes;
-    if !is_quiet && !is_large {
-        return Step::Wait(quiet - seen.idle);
+}
+
+/// Rule 2: whether to try now, on a mark, to get to lock 0, or how long not.
+fn restart(seen: &Seen, frame_bytes: u64, limits: &Limits) -> Step {
+    let wal_bytes = u64::from(seen.index.end.frame) * frame_bytes;
+    let is_large = wal_bytes >= limits.wal_bytes;
+    if !is_large && seen.idle < limits.timing.quiet {
+        return Step::Wait(limits.timing.quiet - seen.idle);
     }
     let tries = &seen.tries;
     let may_lock = is_large && limits.writer_lock && tries.failed >= TRIES_WITHOUT_LOCK;
-    if may_lock && tries.last != TryEnd::OtherReader && tries.since_lock >= LOCK_INTERVAL {
+    let interval = match wal_bytes / HUGE >= limits.wal_bytes {
+        true => LOCK_INTERVAL / 3,
+        false => LOCK_INTERVAL,
+    };
+    if may_lock && tries.last != TryEnd::OtherReader && tries.since_lock >= interval {
         return Step::PrepareRestart { with_lock: true };
     }
     let pause = match tries.last {
         TryEnd::Done => Duration::ZERO,
-        _ if tries.failed < TRIES_WITHOUT_LOCK => TICK / 4,
-        TryEnd::Busy | TryEnd::Behind => TICK,
+        _ if tries.failed < TRIES_WITHOUT_LOCK => TICK,
+        TryEnd::Busy | TryEnd::Behind => LOCK_INTERVAL / 4,
         // Nothing that we do helps; the events of the file tell when that reader has gone.
         TryEnd::OtherReader => {
             let doubled = TICK * (1 << (tries.failed - TRIES_WITHOUT_LOCK).min(16));

@@ -38,6 +38,14 @@ const LOCK: Duration = Duration::from_millis(10);
 const EXACT: Duration = Duration::from_secs(1);
 /// How long we stay aside for a checkpointer before we look again whether it still waits.
 const ASIDE: Duration = Duration::from_millis(30);
+/// How often one try to restart the WAL looks for the moment between two commits.
+const ROUNDS: u32 = 2;
+/// How long somebody else's checkpoint is watched for its end.
+const WATCH: Duration = Duration::from_millis(2);
+/// How long it may take to backfill most of the WAL before the write lock is taken.
+const APPROACH: Duration = Duration::from_millis(250);
+/// What may be left to backfill under the write lock, frames.
+const NEAR_FRAMES: u32 = 500;
 /// How often a failed spool is read back.
 const READ_BACK: Duration = Duration::from_secs(1);
 /// A spool takes a tenth of the free space, and no more than this unless told, bytes.
@@ -121,12 +129,16 @@ pub(super) struct Live {
     kind: Pin,
     /// Our mark is at least this frame, unless all marks are taken.
     mark: u32,
+    /// When the pin was opened.
+    pinned: Instant,
     /// Never in a transaction between steps.
     spare: Option<Connection>,
     /// Holds what is held without a transaction, and the write lock.
     locker: Option<Connection>,
     page_size: PageSize,
     done: Position,
+    /// Counts how often everything was captured that an index showed.
+    times_caught_up: u64,
     last_commit: Instant,
     last_event: Instant,
     rest: Option<FileState>,
@@ -229,10 +241,12 @@ impl Live {
             pin,
             kind: Pin::Fresh,
             mark: seen.end.frame,
+            pinned: now,
             spare: None,
             locker: None,
             page_size,
             done,
+            times_caught_up: 0,
             last_commit: now,
             last_event: now,
             rest: None,
@@ -389,6 +403,7 @@ impl Live {
 
     fn act(&mut self, step: Step, seen: &Seen) -> Result<(), Halt> {
         match step {
+            Step::Copy => self.copy_to(seen.index.end),
             Step::HandOver => self.hand_over(),
             Step::PrepareRestart { with_lock } => self.prepare_restart(with_lock),
             Step::StepAside => self.step_aside(),
@@ -446,6 +461,7 @@ impl Live {
             files,
             rest,
             mark: self.mark,
+            pin_age: self.pinned.elapsed(),
             waited_for,
             idle: hurry(self.last_commit.elapsed()),
             since_event: self.last_event.elapsed(),
@@ -481,14 +497,51 @@ impl Live {
     /// Rule 1: open the next pin, copy up to the mxFrame read after it opened, close the last.
     fn hand_over(&mut self) -> Result<(), Halt> {
         let next = self.take_spare()?;
-        let moved = self.copy_under(&next);
-        if moved.is_err() {
-            next.end().map_err(|e| self.context.sql(&e))?;
-            self.spare = Some(next);
-        } else {
-            self.sit_on(next)?;
-        }
-        let (kind, mark) = moved?;
+        let opened = self.open_next(&next);
+        let copied = opened.and_then(|(kind, mark, after)| {
+            // Until it closes, the last pin is what protects us.
+            self.copy_to(after.end)?;
+            Ok((kind, mark))
+        });
+        self.close_last(next, copied)
+    }
+
+    /// Moves to a higher mark without copying what came meanwhile: no frame can vanish as long as
+    /// one pin after the other is on a mark for certain. If the next one is not, copies first.
+    fn raise_mark(&mut self) -> Result<(), Halt> {
+        let next = self.take_spare()?;
+        let opened = self.open_next(&next);
+        let moved = opened.and_then(|(kind, mark, after)| {
+            if (self.kind, kind) != (Pin::Mark, Pin::Mark) {
+                self.copy_to(after.end)?;
+            }
+            Ok((kind, mark))
+        });
+        self.close_last(next, moved)
+    }
+
+    fn open_next(&self, next: &Connection) -> Result<(Pin, u32, Index), Halt> {
+        let before = self.index()?;
+        begin(&self.context, next)?;
+        let after = self.index()?;
+        Ok((Pin::between(&before, &after), before.end.frame, after))
+    }
+
+    /// Closes the last pin if the next one may take its place, else the next one.
+    fn close_last(
+        &mut self,
+        next: Connection,
+        opened: Result<(Pin, u32), Halt>,
+    ) -> Result<(), Halt> {
+        let (kind, mark) = match opened {
+            Ok(opened) => opened,
+            Err(e) => {
+                next.end().map_err(|e| self.context.sql(&e))?;
+                self.spare = Some(next);
+                return Err(e);
+            }
+        };
+        self.sit_on(next)?;
         self.kind = kind;
         self.mark = mark;
         if kind == Pin::Lock0 {
@@ -499,17 +552,9 @@ impl Live {
         Ok(())
     }
 
-    fn copy_under(&mut self, next: &Connection) -> Result<(Pin, u32), Halt> {
-        let before = self.index()?;
-        begin(&self.context, next)?;
-        let after = self.index()?;
-        // Until it closes, the last pin is what protects us.
-        self.copy_to(after.end)?;
-        Ok((Pin::between(&before, &after), before.end.frame))
-    }
-
     fn sit_on(&mut self, next: Connection) -> Result<()> {
         let last = std::mem::replace(&mut self.pin, next);
+        self.pinned = Instant::now();
         last.end().map_err(|e| self.context.sql(&e))?;
         self.spare = Some(last);
         Ok(())
@@ -521,7 +566,10 @@ impl Live {
         let start = Instant::now();
         loop {
             match decide::uncopied(&target, &self.done.end, self.kind) {
-                Uncopied::Nothing => return Ok(()),
+                Uncopied::Nothing => {
+                    self.times_caught_up += 1;
+                    return Ok(());
+                }
                 Uncopied::Lost(why) => return Err(Halt::Break(why)),
                 Uncopied::Frames => {}
             }
@@ -534,7 +582,10 @@ impl Live {
                 self.is_noted = false;
             }
             match copied? {
-                Copied::Done => return Ok(()),
+                Copied::Done => {
+                    self.times_caught_up += 1;
+                    return Ok(());
+                }
                 Copied::Broken(why) => return Err(Halt::Break(why)),
                 Copied::Unproved => {}
             }
@@ -582,28 +633,151 @@ impl Live {
         self.copy_to(after.end)?;
         self.kind = Pin::between(&before, &after);
         self.mark = before.end.frame;
+        self.pinned = Instant::now();
         drop(held);
         Ok(())
     }
 
     /// Rule 2. Afterwards we sit on lock 0, or know why not.
     fn prepare_restart(&mut self, with_lock: bool) -> Result<(), Halt> {
-        let end = if with_lock {
-            self.last_lock = Some(Instant::now());
-            self.restart_under_lock()?
-        } else {
-            self.hand_over()?;
-            self.checkpoint_and_move()?
-        };
+        self.hand_over()?;
+        let mut end = self.try_restart()?;
+        if with_lock && matches!(end, TryEnd::Busy | TryEnd::Behind) {
+            end = match self.approach()? {
+                TryEnd::Behind => self.restart_under_lock()?,
+                end => end,
+            };
+        }
+        tracing::trace!("try {}: {end:?} lock {with_lock}", self.tries);
         self.last_try = (end, Instant::now());
         if end == TryEnd::Done {
             return Ok(());
         }
         self.tries += 1;
-        let is_ours = self
-            .snapshots
-            .iter()
-            .any(|watched| watched.pin.strong_count() > 0);
+        self.report_reader(end);
+        Ok(())
+    }
+
+    /// PASSIVE up to our mark; if that was everything, over to lock 0. What takes long comes first:
+    /// a later round has only the last few frames to do, between two commits perhaps.
+    fn try_restart(&mut self) -> Result<TryEnd, Halt> {
+        for _ in 0..ROUNDS {
+            if self.kind == Pin::Lock0 {
+                return Ok(TryEnd::Done);
+            }
+            let ran = self.passive()?;
+            let mut now = self.index()?;
+            let start = Instant::now();
+            while ran == Checkpoint::Busy && !now.is_backfilled() && start.elapsed() < WATCH {
+                std::thread::sleep(WATCH / 20);
+                now = self.index()?;
+            }
+            if now.is_backfilled() {
+                self.hand_over()?;
+                continue;
+            }
+            if ran == Checkpoint::Busy {
+                return Ok(TryEnd::Busy);
+            }
+            if now.backfilled < self.mark {
+                return Ok(TryEnd::OtherReader);
+            }
+            self.raise_mark()?;
+        }
+        Ok(match self.kind {
+            Pin::Lock0 => TryEnd::Done,
+            _ => TryEnd::Behind,
+        })
+    }
+
+    fn passive(&mut self) -> Result<Checkpoint> {
+        let checkpointer = self.take_spare()?;
+        let ran = checkpointer.checkpoint(CheckpointMode::Passive);
+        self.spare = Some(checkpointer);
+        ran.map_err(|e| self.context.sql(&e))
+    }
+
+    /// Backfills until only the last few frames are left, so that the write lock is needed for some
+    /// milliseconds only. `Behind` if that succeeded.
+    fn approach(&mut self) -> Result<TryEnd, Halt> {
+        let start = Instant::now();
+        loop {
+            let mut ran = self.passive()?;
+            let mut now = self.index()?;
+            while now.backfilled < self.mark && start.elapsed() < APPROACH {
+                std::thread::sleep(WATCH / 20);
+                ran = self.passive()?;
+                now = self.index()?;
+            }
+            if now.backfilled < self.mark {
+                return Ok(match ran {
+                    Checkpoint::Busy => TryEnd::Busy,
+                    Checkpoint::Ran => TryEnd::OtherReader,
+                });
+            }
+            if now.end.frame - now.backfilled <= NEAR_FRAMES || start.elapsed() >= APPROACH {
+                return Ok(TryEnd::Behind);
+            }
+            self.raise_mark()?;
+            if self.kind != Pin::Mark {
+                return Ok(TryEnd::Busy);
+            }
+        }
+    }
+
+    /// The last round once more, with no writer in between. What takes long is done before.
+    fn restart_under_lock(&mut self) -> Result<TryEnd, Halt> {
+        let start = Instant::now();
+        while self.frames_behind()? > NEAR_FRAMES && start.elapsed() < APPROACH {
+            self.hand_over()?;
+        }
+        let locker = self.take_locker()?;
+        let locked = spin_for_lock(&locker).map_err(|e| self.context.sql(&e));
+        let start = Instant::now();
+        self.last_lock = Some(start);
+        let end = match locked {
+            Ok(true) => self.move_while_locked(),
+            Ok(false) => Ok(TryEnd::Behind),
+            Err(e) => Err(Halt::Error(e)),
+        };
+        locker.end().map_err(|e| self.context.sql(&e))?;
+        tracing::trace!("write lock held for {:?}: {end:?}", start.elapsed());
+        self.locker = Some(locker);
+        end
+    }
+
+    fn move_while_locked(&mut self) -> Result<TryEnd, Halt> {
+        let start = Instant::now();
+        if self.frames_behind()? > NEAR_FRAMES {
+            return Ok(TryEnd::Behind);
+        }
+        self.hand_over()?;
+        // The application may be at the checkpoint behind its last commit.
+        while start.elapsed() < LOCK && self.kind == Pin::Mark {
+            if self.passive()? == Checkpoint::Ran {
+                break;
+            }
+            std::thread::sleep(WATCH / 20);
+        }
+        if !self.index()?.is_backfilled() {
+            return Ok(TryEnd::Behind);
+        }
+        self.hand_over()?;
+        Ok(match self.kind {
+            Pin::Lock0 => TryEnd::Done,
+            _ => TryEnd::Behind,
+        })
+    }
+
+    /// Committed frames that are not copied yet.
+    fn frames_behind(&self) -> Result<u32> {
+        Ok(self.index()?.end.frame.saturating_sub(self.done.end.frame))
+    }
+
+    /// Says once what keeps the WAL from being restarted, if that is a reader not ours.
+    fn report_reader(&mut self, end: TryEnd) {
+        let mut ours = self.snapshots.iter();
+        let is_ours = ours.any(|watched| watched.pin.strong_count() > 0);
         if end == TryEnd::OtherReader && !is_ours && !self.reported_reader && self.tries > 100 {
             self.reported_reader = true;
             tracing::warn!(
@@ -612,60 +786,6 @@ impl Live {
                 self.context.database.display()
             );
         }
-        Ok(())
-    }
-
-    /// PASSIVE up to our mark; if that was everything, over to lock 0.
-    fn checkpoint_and_move(&mut self) -> Result<TryEnd, Halt> {
-        if self.kind == Pin::Lock0 {
-            return Ok(TryEnd::Done);
-        }
-        let checkpointer = self.take_spare()?;
-        let ran = checkpointer.checkpoint(CheckpointMode::Passive);
-        self.spare = Some(checkpointer);
-        let ran = ran.map_err(|e| self.context.sql(&e))?;
-        let now = self.index()?;
-        if now.is_backfilled() {
-            self.hand_over()?;
-            if self.kind == Pin::Lock0 {
-                return Ok(TryEnd::Done);
-            }
-        }
-        Ok(match ran {
-            Checkpoint::Busy => TryEnd::Busy,
-            Checkpoint::Ran if now.backfilled < self.mark => TryEnd::OtherReader,
-            Checkpoint::Ran => TryEnd::Behind,
-        })
-    }
-
-    /// The same with no writer in between: what takes long is done before, so that the lock is held
-    /// for some milliseconds.
-    fn restart_under_lock(&mut self) -> Result<TryEnd, Halt> {
-        self.hand_over()?;
-        let end = self.checkpoint_and_move()?;
-        if end == TryEnd::Done || end == TryEnd::OtherReader {
-            return Ok(end);
-        }
-        self.hand_over()?;
-        let locker = self.take_locker()?;
-        let locked = spin_for_lock(&locker).map_err(|e| self.context.sql(&e));
-        let end = match locked {
-            Ok(true) => self.move_while_locked(),
-            Ok(false) => Ok(TryEnd::Behind),
-            Err(e) => Err(Halt::Error(e)),
-        };
-        locker.end().map_err(|e| self.context.sql(&e))?;
-        self.locker = Some(locker);
-        end
-    }
-
-    fn move_while_locked(&mut self) -> Result<TryEnd, Halt> {
-        let start = Instant::now();
-        self.hand_over()?;
-        if start.elapsed() > LOCK {
-            return Ok(TryEnd::Behind);
-        }
-        self.checkpoint_and_move()
     }
 
     /// Rule 5: an empty WAL at rest. Never waits.
@@ -732,6 +852,7 @@ impl Live {
             Ok(kind) => {
                 self.sit_on(next)?;
                 self.kind = kind;
+                self.times_caught_up += 1;
                 self.last_commit = Instant::now();
                 self.rest = None;
                 self.is_noted = false;
@@ -833,9 +954,9 @@ impl Live {
     pub(super) fn catch_up(&mut self) -> Result<u64, Leave> {
         let now = self.index().map_err(Leave::Failed)?;
         if decide::uncopied(&now.end, &self.done.end, self.kind) != Uncopied::Nothing {
-            let before = (self.done.run, self.done.seq);
-            // A hand-over copies up to an index that was read later than this one.
-            while (self.done.run, self.done.seq) == before {
+            // What is copied, or begun with, from here on is by an index read later than this one.
+            let before = self.times_caught_up;
+            while self.times_caught_up == before {
                 self.turn()?;
                 if let Some(sentence) = self.context.spool.failure() {
                     return Err(Leave::Failed(Error::new(ErrorKind::Disk, sentence)));

@@ -44,6 +44,7 @@ fn case(words: &str) -> Case {
             files: Files::Same,
             rest: Rest::No,
             mark: u32::MAX,
+            pin_age: Duration::from_millis(20),
             waited_for: None,
             idle: Duration::from_millis(20),
             since_event: Duration::MAX,
@@ -100,6 +101,7 @@ fn word_of(case: &mut Case, word: &str) {
         "unchanged" => seen.rest = Rest::Unchanged(ms(value)),
         "wal-empty" => seen.wal_is_empty = true,
         "mark-at" => seen.mark = number(),
+        "pin-age" => seen.pin_age = ms(value),
         "waited" => seen.waited_for = Some(ms(value)),
         "idle" => seen.idle = ms(value),
         "event" => seen.since_event = ms(value),
@@ -120,6 +122,7 @@ fn word_of(case: &mut Case, word: &str) {
 fn explain(step: &Step) -> String {
     match step {
         Step::Wait(limit) => format!("wait {} ms", limit.as_millis()),
+        Step::Copy => "copy".into(),
         Step::HandOver => "hand over".into(),
         Step::PrepareRestart { with_lock: false } => "prepare restart".into(),
         Step::PrepareRestart { with_lock: true } => "prepare restart with the write lock".into(),
@@ -143,11 +146,22 @@ fn check(seen: &str, expected: &str) {
 }
 
 #[test]
-fn new_frames_are_copied_under_the_next_pin_whatever_the_last_one_is() {
-    check("mark frames=11", "hand over");
+fn new_frames_are_copied_and_lock_0_is_left_at_the_first() {
+    check("mark frames=11", "copy");
     check("lock0 frames=11", "hand over");
     check("unknown frames=11", "hand over");
     check("fresh frames=11", "hand over");
+}
+
+#[test]
+fn a_mark_moves_every_100_ms_and_at_once_when_a_checkpointer_waits() {
+    check("mark-at=10 frames=11 pin-age=99", "copy");
+    check("mark-at=10 frames=11 pin-age=100", "hand over");
+    check("mark-at=10 frames=11 waited=0", "hand over");
+    check("mark-at=9 pin-age=99", "wait 1 ms");
+    check("mark-at=9 pin-age=100", "hand over");
+    check("mark-at=9 waited=0", "hand over");
+    check("frames=11 backfilled=11", "hand over");
 }
 
 #[test]
@@ -170,6 +184,9 @@ fn a_restart_is_prepared_when_it_is_quiet_or_the_wal_is_large() {
     check("idle=200", "prepare restart");
     check("idle=0 frames=999 done=999", "wait 200 ms");
     check("idle=0 frames=1000 done=1000", "prepare restart");
+    // A busy application always has frames that are not copied.
+    check("idle=0 frames=1000 done=990", "prepare restart");
+    check("lock0 idle=0 frames=1000 done=990", "hand over");
 }
 
 #[test]
@@ -185,52 +202,54 @@ fn after_a_file_event_we_look_again_until_what_it_announced_is_there() {
 }
 
 #[test]
-fn a_mark_moves_to_the_last_frame_and_off_a_lock_that_a_checkpointer_waits_for() {
-    check("mark-at=9", "hand over");
+fn we_step_aside_for_a_checkpointer_that_waits_for_the_lock_that_we_sit_on() {
     check("mark-at=10 waited=0", "wait 10 ms");
     check("mark-at=10 waited=9", "wait 1 ms");
     check("mark-at=10 waited=10", "step aside");
     check("mark-at=10 waited=10 frames=11", "hand over");
     check("mark-at=10 waited=10 backfilled=10", "hand over");
-}
-
-#[test]
-fn a_busy_passive_is_not_given_up_but_tried_again() {
-    check("idle=200 failed=1 busy=1", "wait 1 ms");
-    check("idle=200 failed=1 busy=2", "prepare restart");
-    check("idle=200 failed=99 busy=2", "wait 6 ms");
-    check("idle=200 failed=99 busy=8", "prepare restart");
     check(
-        "idle=0 frames=1000 done=1000 failed=19 behind=2",
-        "prepare restart",
+        "mark-at=10 waited=10 idle=300 failed=1 busy=1",
+        "step aside",
     );
 }
 
 #[test]
-fn the_write_lock_is_taken_past_20_tries_at_most_once_a_second() {
+fn a_try_that_failed_is_repeated_soon_at_first_and_then_rarely() {
+    check("idle=200 failed=1 busy=7", "wait 1 ms");
+    check("idle=200 failed=1 busy=8", "prepare restart");
+    check("idle=200 failed=1 reader=8", "prepare restart");
+    check("idle=200 failed=3 busy=8", "wait 242 ms");
+    check("idle=200 failed=3 busy=250", "prepare restart");
+}
+
+#[test]
+fn the_write_lock_is_taken_past_three_tries_at_most_once_a_second() {
     let large = "frames=1000 done=1000 idle=0";
     let lock = "prepare restart with the write lock";
-    check(&format!("{large} failed=19 busy=2"), "prepare restart");
-    check(&format!("{large} failed=20 busy=2"), lock);
-    check(&format!("{large} failed=20 behind=2"), lock);
+    check(&format!("{large} failed=2 busy=8"), "prepare restart");
+    check(&format!("{large} failed=3 busy=2"), lock);
+    check(&format!("{large} failed=3 behind=2"), lock);
+    check(&format!("{large} failed=3 behind=2 done=990"), lock);
     check(
-        &format!("{large} failed=20 behind=2 locked=999"),
-        "wait 6 ms",
+        &format!("{large} failed=3 behind=2 locked=999"),
+        "wait 248 ms",
     );
-    check(&format!("{large} failed=20 behind=2 locked=1000"), lock);
+    check(&format!("{large} failed=3 behind=2 locked=1000"), lock);
+    check("frames=16000 done=16000 failed=3 behind=2 locked=334", lock);
     check(
-        &format!("{large} failed=20 behind=8 no-writer-lock"),
+        &format!("{large} failed=3 behind=250 no-writer-lock"),
         "prepare restart",
     );
-    check("idle=200 failed=20 behind=8", "prepare restart");
+    check("idle=200 failed=3 behind=250", "prepare restart");
 }
 
 #[test]
 fn another_reader_is_not_helped_by_the_write_lock_and_tried_ever_more_rarely() {
     let large = "frames=1000 done=1000 idle=0";
-    check(&format!("{large} failed=20 reader=7"), "wait 1 ms");
-    check(&format!("{large} failed=20 reader=8"), "prepare restart");
-    check("idle=200 failed=24 reader=100", "wait 28 ms");
+    check(&format!("{large} failed=3 reader=7"), "wait 1 ms");
+    check(&format!("{large} failed=3 reader=8"), "prepare restart");
+    check("idle=200 failed=7 reader=100", "wait 28 ms");
     check("idle=200 failed=40 reader=100", "wait 900 ms");
 }
 
@@ -333,7 +352,7 @@ fn other_files_are_other_databases() {
 
 #[test]
 fn a_full_spool_holds_the_pin_while_the_budget_lasts() {
-    check("frames=11 spool=9999", "hand over");
+    check("frames=11 spool=9999", "copy");
     check(
         "frames=12 spool=9999",
         "let go: commits were let go: spool and held-back WAL would exceed 41200000 bytes \
