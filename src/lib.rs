@@ -35,14 +35,14 @@
 //!
 //! - *Stored objects are written once and never changed.* What exists is what a listing shows.
 //! - *The wal-index says what is committed*; the `-wal` file only holds the bytes. Continuity of
-//! the   capture is proved, never assumed: where it cannot be, a new generation begins.
+//!   the capture is proved, never assumed: where it cannot be, a new generation begins.
 //! - *At every moment a read transaction pins the WAL*, and it moves forward only when what it
 //!   protected is durable in the spool.
 //! - *A commit is durable on a replica* when its segment, all before it and the generation's first
 //!   snapshot are stored.
 //! - *No unverified byte reaches a reader*: every byte of an object is covered by a checksum.
 //! - *Neither the database nor its `-shm` file is ever opened beside SQLite*: closing any
-//! descriptor   of a file drops all POSIX locks that the process has on it.
+//!   descriptor of a file drops all POSIX locks that the process has on it.
 //! - *Decide in pure code, act in thin code*: the rules are functions from values to values.
 
 pub mod error;

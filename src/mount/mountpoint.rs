@@ -320,7 +320,7 @@ fn top_mount(at: &Path) -> Result<Option<TableEntry>> {
     Ok(entries(&table).filter(|entry| entry.at == at).last())
 }
 
-/// The lines of a mount table (proc(5), "/proc/[pid]/mountinfo").
+/// The lines of a mount table (proc(5), "/proc/pid/mountinfo").
 fn entries(table: &[u8]) -> impl Iterator<Item = TableEntry> + '_ {
     table.split(|&byte| byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b' ');

@@ -181,22 +181,28 @@ impl WalFile {
             page_size,
             end: done.end,
         };
-        let mut last_commit = done.end;
+        let (mut before, mut last_commit) = (done.end, done.end);
         self.follow(&mut chain, u32::MAX, |chain, frame, _| {
             if frame.commit.is_some() {
-                last_commit = chain.end;
+                (before, last_commit) = (last_commit, chain.end);
             }
             Ok(())
         })?;
         let mut slot = vec![0; chain.frame_bytes()];
         let length = self.read(&mut slot, frame_offset(page_size, chain.end.frame))?;
         slot.truncate(length);
-        Ok(Tail { last_commit, slot })
+        Ok(Tail {
+            before,
+            last_commit,
+            slot,
+        })
     }
 }
 
 /// What lies behind our position in a WAL that was restarted since.
 pub(super) struct Tail {
+    /// The commit frame before that, or our position.
+    pub before: WalEnd,
     /// The last commit frame that chains.
     pub last_commit: WalEnd,
     /// What stands behind all frames that chain: at most one frame.

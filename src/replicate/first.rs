@@ -124,7 +124,7 @@ impl FirstSnapshot {
                 (writer, file) = self.start_object(page_size)?;
                 stored = 0;
             }
-            if next % LOGGED_PAGES == 0 {
+            if next.is_multiple_of(LOGGED_PAGES) {
                 tracing::info!(
                     generation = %self.header.generation,
                     "first snapshot: {next} of {pages} pages read"

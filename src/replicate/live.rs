@@ -21,6 +21,7 @@ use crate::replicate::observe::{
 };
 use crate::replicate::pages::{PinState, PinnedAt, SnapshotPin, View};
 use crate::replicate::rest::RestNote;
+use crate::replicate::salvage::{self, LastCommit};
 use crate::replicate::spool::{Position, RunStart, Spool};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -328,10 +329,18 @@ impl Live {
         if !decide::tail_is_whole(&tail.slot, self.page_size, old, new) {
             return Ok(Some(Break::RestartedWhileDown));
         }
-        if tail.last_commit != self.done.end {
+        let between = (&tail.before, &tail.last_commit);
+        let judged =
+            salvage::last_commit(&self.wal, &self.pin, &found.index, self.page_size, between)?;
+        let end = match judged {
+            LastCommit::Counts => tail.last_commit,
+            LastCommit::NeverWas => tail.before,
+            LastCommit::Unknown => return Ok(Some(Break::RestartedWhileDown)),
+        };
+        if end != self.done.end {
             let copy = self.copy(true);
             let mut done = self.done;
-            match copy.run(&mut done, &tail.last_commit)? {
+            match copy.run(&mut done, &end)? {
                 Copied::Done => self.done = done,
                 Copied::Unproved | Copied::Broken(_) => {
                     return Ok(Some(Break::RestartedWhileDown));

@@ -16,6 +16,7 @@ pub mod observe;
 pub mod pages;
 pub mod put;
 mod rest;
+mod salvage;
 pub mod sent;
 pub mod spool;
 pub mod state;

@@ -2,7 +2,7 @@
 //!
 //! Owns the reading of the wal-index header and of file identities. Never reads the header from the
 //! `-shm` file, only from the mapping that SQLite itself has of it (see
-//! [`crate::replicate::connection`]).
+//! `connection.rs`).
 
 use crate::error::{Error, Result};
 use crate::format::ids::{PageSize, WalEnd};

@@ -59,7 +59,11 @@ impl View {
 
 /// The newest frame of a page, up to frame `last`. Reads what other processes are adding to: what
 /// they add lies behind `last`.
-fn find_frame(connection: &Connection, pgno: u32, last: u32) -> rusqlite::Result<Option<u32>> {
+pub(super) fn find_frame(
+    connection: &Connection,
+    pgno: u32,
+    last: u32,
+) -> rusqlite::Result<Option<u32>> {
     let region_of = |frame: u32| (frame as usize + HEADER_ENTRIES - 1) / ENTRIES;
     for region in (0..=region_of(last)).rev() {
         if last == 0 {
