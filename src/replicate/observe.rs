@@ -21,6 +21,8 @@ const HEADER_WORDS: usize = 12;
 const BACKFILL_WORD: usize = 24;
 /// Where the marks of the read locks stand, in words, lock 0 first.
 const MARKS_WORD: usize = 25;
+/// Where nBackfillAttempted stands, in words.
+const ATTEMPTED_WORD: usize = 32;
 /// The layout that every SQLite since 3.7.0 uses.
 const INDEX_VERSION: u32 = 3_007_000;
 
@@ -106,6 +108,20 @@ pub(super) fn read_index(connection: &Connection) -> rusqlite::Result<Option<Ind
         return Ok(None);
     }
     Ok(Index::parse(&first, backfilled))
+}
+
+/// Up to which frame checkpoints may have overwritten pages of the database file.
+///
+/// # Errors
+/// SQLite's.
+pub(super) fn backfill_attempted(connection: &Connection) -> rusqlite::Result<u32> {
+    let Some(map) = connection.region(0)? else {
+        return Ok(0);
+    };
+    // SAFETY: as in `read_index`.
+    let word = |at: usize| unsafe { map.add(at).read_volatile() };
+    fence(Ordering::SeqCst);
+    Ok(word(BACKFILL_WORD).max(word(ATTEMPTED_WORD)))
 }
 
 /// A read lock to hold for a moment instead of the one whose mark is `mark`: best one that is not

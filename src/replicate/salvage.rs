@@ -4,14 +4,14 @@
 //! An application that is killed, or gets an error, in the fsync of a commit leaves a perfect commit
 //! frame that SQLite never counted. Behind it nothing chains, so it can only be the last one. A
 //! restart means that everything that was counted had been backfilled: so the pages of a commit that
-//! happened lie in the database file, but for those that the new WAL holds as well.
+//! happened lie in the database file, but for those that a checkpoint of the new WAL has overwritten.
 
 use crate::error::Result;
 use crate::format::ids::{PageSize, WalEnd};
 use crate::format::wal::{FRAME_HEADER_BYTES, FrameHeader, frame_offset};
 use crate::replicate::connection::{Connection, from_sqlite};
 use crate::replicate::copy::WalFile;
-use crate::replicate::observe::Index;
+use crate::replicate::observe::{Index, backfill_attempted};
 use crate::replicate::pages::find_frame;
 use std::collections::BTreeMap;
 
@@ -53,18 +53,19 @@ pub(super) fn last_commit(
         if pgno > size {
             continue;
         }
-        // The new WAL may have cut it off, or written it again and been backfilled.
-        let overwritten = find_frame(pin, pgno, index.end.frame)
-            .map_err(failed)?
-            .is_some();
-        if pgno > index.pages || overwritten {
-            outcome = LastCommit::Unknown;
-            continue;
-        }
         let offset = frame_offset(page_size, frame - 1) + FRAME_HEADER_BYTES as u64;
         wal.read(&mut logged, offset)?;
         let offset = u64::from(pgno - 1) * page_size.bytes() as u64;
         pin.read_file(&mut stored, offset).map_err(failed)?;
+        // Asked after the page was read: a checkpoint says what it will do before it does it.
+        let attempted = backfill_attempted(pin).map_err(failed)?;
+        let newer = find_frame(pin, pgno, index.end.frame).map_err(failed)?;
+        let overwritten = find_frame(pin, pgno, attempted).map_err(failed)?;
+        // The new WAL may have cut it off, or written it again and been backfilled.
+        if pgno > index.pages || overwritten.is_some() || newer.is_some() && logged != stored {
+            outcome = LastCommit::Unknown;
+            continue;
+        }
         if logged != stored {
             return Ok(LastCommit::NeverWas);
         }

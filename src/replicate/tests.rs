@@ -1,5 +1,6 @@
 //! The capture against real SQLite in other processes.
 
+mod downtimes;
 mod neighbours;
 mod ordinary;
 mod pins;

@@ -90,6 +90,7 @@ impl Drop for App {
 pub(super) struct World {
     pub(super) dir: tempfile::TempDir,
     pub(super) settings: CaptureSettings,
+    pub(super) timing: Timing,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -107,6 +108,7 @@ impl World {
         Self {
             dir,
             settings,
+            timing: TIMING,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .build()
                 .unwrap(),
@@ -136,7 +138,7 @@ impl World {
 
     pub(super) fn capture_with(&self, spool: Arc<Spool>, clock: Clock) -> Running<'_> {
         let (settings, capturing) = (self.settings.clone(), Arc::clone(&spool));
-        let capture = Capture::start_timed(settings, capturing, clock, TIMING).unwrap();
+        let capture = Capture::start_timed(settings, capturing, clock, self.timing).unwrap();
         Running {
             world: self,
             spool,
