@@ -47,7 +47,7 @@ impl Capture {
     ///
     /// # Errors
     /// `Conflict` if another daemon captures this database, `Unavailable` if the system gives no
-    /// thread or no inotify instance.
+    /// thread.
     pub fn start(settings: CaptureSettings, spool: Arc<Spool>, clock: Clock) -> Result<Self> {
         Self::start_timed(settings, spool, clock, Timing::default())
     }

@@ -331,7 +331,8 @@ impl Live {
     fn look(&mut self) -> Result<Seen> {
         let index = self.index()?;
         let waited_for = self.waited_for(&index);
-        let file = FileState::of(&self.context.database)?;
+        // By the path that the user gave: a symbolic link may lead elsewhere by now.
+        let file = FileState::of(&self.context.settings.database)?;
         let files = match &file {
             None => Files::Gone,
             Some(file) if file.id() != self.file => Files::Replaced,

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 /// The sleeping side.
 pub(super) struct Wake {
-    files: Inotify,
+    /// `None` if the system has no instance left: then there is the slow poll.
+    files: Option<Inotify>,
     bell: PipeReader,
     is_armed: bool,
 }
@@ -40,14 +41,16 @@ impl Wake {
     /// A pair of sleeper and bell.
     ///
     /// # Errors
-    /// `Unavailable` if the system has no inotify instance left.
+    /// `Unavailable` if the system has no descriptors left.
     pub(super) fn new() -> Result<(Self, Bell)> {
-        let files = Inotify::init().map_err(|e| {
-            Error::unavailable(
-                "the system gives no inotify instance; fs.inotify.max_user_instances limits them",
-            )
-            .because(e)
-        })?;
+        let files = Inotify::init()
+            .inspect_err(|e| {
+                tracing::warn!(
+                    "changes are polled for, since the system gives no inotify instance: {e}; \
+                     fs.inotify.max_user_instances limits them"
+                );
+            })
+            .ok();
         let (reader, writer) =
             io::pipe().map_err(|e| Error::new(ErrorKind::Unavailable, "no pipe").because(e))?;
         Ok((
@@ -88,7 +91,10 @@ impl Wake {
     }
 
     fn watch(&mut self, path: &Path, mask: WatchMask) {
-        if let Err(e) = self.files.watches().add(path, mask) {
+        let Some(files) = &self.files else {
+            return;
+        };
+        if let Err(e) = files.watches().add(path, mask) {
             tracing::debug!("{} is not watched, only polled: {e}", path.display());
         }
     }
@@ -97,12 +103,12 @@ impl Wake {
     pub(super) fn wait(&mut self, limit: Duration) -> Woken {
         let timeout =
             PollTimeout::try_from(limit.max(Duration::from_millis(1))).unwrap_or(PollTimeout::MAX);
-        let mut fds = [
-            PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.files.as_fd(), PollFlags::POLLIN),
-        ];
         // While the capture is busy it looks by the clock.
-        let watched = if self.is_armed { 2 } else { 1 };
+        let files = self.files.as_ref().filter(|_| self.is_armed);
+        let watched = 1 + usize::from(files.is_some());
+        let bell = self.bell.as_fd();
+        let files = files.map_or(bell, AsFd::as_fd);
+        let mut fds = [bell, files].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match poll(&mut fds[..watched], timeout) {
             Ok(0) | Err(Errno::EINTR) => return Woken::Time,
             Ok(_) => {}
@@ -119,7 +125,9 @@ impl Wake {
             self.is_armed = false;
             let mut events = [0; 4096];
             // What happened to which file shows in the next look; the events only need to go away.
-            while self.files.read_events(&mut events).is_ok() {}
+            while let Some(files) = &mut self.files
+                && files.read_events(&mut events).is_ok()
+            {}
         }
         if rang {
             let mut rings = [0; 64];

@@ -4,7 +4,7 @@ use crate::error::ErrorKind;
 use crate::format::ids::Timestamp;
 use crate::replicate::act::Capture;
 use crate::replicate::spool::Spool;
-use crate::replicate::tests::world::{Image, World, clock};
+use crate::replicate::tests::world::{App, Image, World, clock};
 use std::fs;
 use std::process::Command;
 use std::sync::Arc;
@@ -338,6 +338,97 @@ fn a_full_spool_is_waited_for_without_holding_back_the_wal() {
     let seq = running.spool.position().unwrap().seq;
     running.spool.release(seq).unwrap();
     running.stop();
+}
+
+#[test]
+fn a_link_that_leads_elsewhere_begins_a_run() {
+    let mut world = World::new();
+    let mut app = world.app_with_table();
+    app.sql("insert into t values(1, 'first')");
+    let link = world.dir.path().join("link.db");
+    std::os::unix::fs::symlink(world.database(), &link).unwrap();
+    let other = world.dir.path().join("other.db");
+    app.sql(&format!("vacuum into '{}'", other.display()));
+    world.settings.database = link.clone();
+    let running = world.capture();
+    running.barrier();
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&other, &link).unwrap();
+    running.until("a new run", || {
+        running.run() == 2 && running.capture.trouble().is_none()
+    });
+    let mut app = App::start(&other);
+    app.sql("insert into t values(2, 'second')");
+    running.barrier();
+    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    running.stop();
+}
+
+#[test]
+fn locks_that_something_dropped_are_noticed() {
+    let mut world = World::new();
+    // So that we stay on the mark.
+    world.timing.quiet = Duration::from_secs(3600);
+    let mut app = world.app_with_table();
+    let running = world.capture();
+    app.sql("insert into t values(1, 'before')");
+    running.barrier();
+    // What no part of this program may do: POSIX drops all locks of a process on a file as soon as
+    // it closes any descriptor of it.
+    drop(fs::File::open(format!("{}-shm", world.database().display())).unwrap());
+    app.sql("insert into t values(2, 'unprotected')");
+    app.sql("pragma wal_checkpoint(truncate)");
+    app.sql("insert into t values(3, 'in the next WAL')");
+    running.until("a new run", || running.run() == 2);
+    assert_eq!(
+        running.spool.runs().pop().unwrap().reason,
+        "the WAL was restarted although we held a read mark: something closed a file of the \
+         database and dropped our locks"
+    );
+    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    running.stop();
+}
+
+#[test]
+fn a_spool_that_fails_holds_the_pin_and_goes_on_when_it_can() {
+    let world = World::new();
+    let mut app = world.app_with_table();
+    let running = world.capture();
+    let mut pin = running.pin();
+    let mut image = Image::read(&mut pin);
+    let (log, moved) = (
+        world.settings.meta_path.join("log"),
+        world.dir.path().join("moved"),
+    );
+    fs::rename(&log, &moved).unwrap();
+    // The next file cannot be made once this one is full.
+    app.sql("insert into t values(1, randomblob(17000000))");
+    running.until("trouble", || running.capture.trouble().is_some());
+    let trouble = running.capture.trouble().unwrap();
+    assert!(
+        trouble.starts_with("make ") && trouble.contains("No such file"),
+        "{trouble}"
+    );
+    app.sql("insert into t values(2, 'meanwhile')");
+    app.sql("pragma wal_checkpoint(passive)");
+    app.sql("insert into t values(3, 'meanwhile')");
+    fs::rename(&moved, &log).unwrap();
+    running.until("no trouble", || running.capture.trouble().is_none());
+    running.barrier();
+    assert_eq!(running.run(), 1);
+    image.replay(&running.spool, 1, pin.seq(), |_, _| {});
+    assert_eq!(image.hash(), app.hash());
+    drop(pin);
+    running.stop();
+}
+
+#[test]
+fn sqlite_is_one_without_the_wal_reset_bug() {
+    assert!(
+        rusqlite::version_number() >= 3_051_003,
+        "{}",
+        rusqlite::version()
+    );
 }
 
 #[test]

@@ -352,7 +352,7 @@ fn check_runs(dir: &Path, oracle: &Oracle) -> (u64, u64) {
 
 #[test]
 fn every_captured_state_is_sqlites_own_and_none_is_missing() {
-    let seconds = std::env::var("SQLREPL_STRESS_SECONDS").map_or(6, |text| text.parse().unwrap());
+    let seconds = std::env::var("SQLREPL_STRESS_SECONDS").map_or(4, |text| text.parse().unwrap());
     let seed = std::env::var("SQLREPL_STRESS_SEED")
         .map_or_else(|_| clock().micros() as u64, |text| text.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
