@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::ErrorKind;
 use crate::format::wal::checksum;
 
 const SIZE: PageSize = PageSize::new(512).unwrap();
