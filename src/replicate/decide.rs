@@ -58,7 +58,7 @@ pub const TRIES_WITHOUT_LOCK: u32 = 3;
 /// The write lock is taken at most once in this time; three times if the WAL is [`HUGE`].
 pub const LOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// So many times larger than the user wants it, the WAL of a writer that never pauses is huge.
-pub const HUGE: u64 = 16;
+pub const HUGE: u64 = 4;
 /// A last time that lies further ahead of the clock than this begins a new run on the clock's time,
 /// microseconds.
 const AHEAD_MAX_MICROS: i64 = 3_600_000_000;
@@ -443,7 +443,9 @@ fn restart(seen: &Seen, frame_bytes: u64, limits: &Limits) -> Step {
         true => LOCK_INTERVAL / 3,
         false => LOCK_INTERVAL,
     };
-    if may_lock && tries.last != TryEnd::OtherReader && tries.since_lock >= interval {
+    // A try that did not even get the lock held nobody up, and may soon be repeated.
+    let is_due = tries.since_lock >= interval && tries.since_last >= 2 * TICK;
+    if may_lock && tries.last != TryEnd::OtherReader && is_due {
         return Step::PrepareRestart { with_lock: true };
     }
     let pause = match tries.last {

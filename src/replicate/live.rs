@@ -133,6 +133,8 @@ pub(super) struct Live {
     is_noted: bool,
     tries: u32,
     last_try: (TryEnd, Instant),
+    /// nBackfill behind it.
+    backfilled: u32,
     last_lock: Option<Instant>,
     last_empty: Option<Instant>,
     last_read_back: Option<Instant>,
@@ -241,6 +243,7 @@ impl Live {
             is_noted: false,
             tries: 0,
             last_try: (TryEnd::Done, now),
+            backfilled: 0,
             last_lock: None,
             last_empty: None,
             last_read_back: None,

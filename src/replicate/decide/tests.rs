@@ -228,15 +228,16 @@ fn the_write_lock_is_taken_past_three_tries_at_most_once_a_second() {
     let large = "frames=1000 done=1000 idle=0";
     let lock = "prepare restart with the write lock";
     check(&format!("{large} failed=2 busy=8"), "prepare restart");
-    check(&format!("{large} failed=3 busy=2"), lock);
-    check(&format!("{large} failed=3 behind=2"), lock);
-    check(&format!("{large} failed=3 behind=2 done=990"), lock);
+    check(&format!("{large} failed=3 busy=15"), "wait 235 ms");
+    check(&format!("{large} failed=3 busy=16"), lock);
+    check(&format!("{large} failed=3 behind=16"), lock);
+    check(&format!("{large} failed=3 behind=16 done=990"), lock);
     check(
-        &format!("{large} failed=3 behind=2 locked=999"),
-        "wait 248 ms",
+        &format!("{large} failed=3 behind=16 locked=999"),
+        "wait 234 ms",
     );
-    check(&format!("{large} failed=3 behind=2 locked=1000"), lock);
-    check("frames=16000 done=16000 failed=3 behind=2 locked=334", lock);
+    check(&format!("{large} failed=3 behind=16 locked=1000"), lock);
+    check("frames=4100 done=4100 failed=3 behind=16 locked=334", lock);
     check(
         &format!("{large} failed=3 behind=250 no-writer-lock"),
         "prepare restart",

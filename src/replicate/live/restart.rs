@@ -66,14 +66,16 @@ impl Live {
     /// Rule 2. Afterwards we sit on lock 0, or know why not.
     pub(super) fn prepare_restart(&mut self, with_lock: bool) -> Result<(), Halt> {
         self.hand_over()?;
-        let mut end = self.try_restart()?;
+        let tried = self.try_restart()?;
+        let mut end = self.unless_it_moves(tried)?;
         if with_lock && matches!(end, TryEnd::Busy | TryEnd::Behind) {
             end = match self.approach()? {
                 TryEnd::Behind => self.restart_under_lock()?,
-                end => end,
+                end => self.unless_it_moves(end)?,
             };
         }
         tracing::trace!("try {}: {end:?} lock {with_lock}", self.tries);
+        self.backfilled = self.index()?.backfilled;
         self.last_try = (end, Instant::now());
         if end == TryEnd::Done {
             return Ok(());
@@ -81,6 +83,17 @@ impl Live {
         self.tries += 1;
         self.report_reader(end);
         Ok(())
+    }
+
+    /// A writer that never pauses holds some mark at every moment, but not for long: only if nothing
+    /// was backfilled since the last try, another reader is the obstacle.
+    fn unless_it_moves(&self, end: TryEnd) -> Result<TryEnd, Halt> {
+        match end {
+            TryEnd::OtherReader if self.index()?.backfilled != self.backfilled => {
+                Ok(TryEnd::Behind)
+            }
+            end => Ok(end),
+        }
     }
 
     /// PASSIVE up to our mark; if that was everything, over to lock 0. What takes long comes first:
@@ -159,7 +172,9 @@ impl Live {
         let locker = self.take_locker()?;
         let locked = spin_for_lock(&locker).map_err(|e| self.context.sql(&e));
         let start = Instant::now();
-        self.last_lock = Some(start);
+        if let Ok(true) = locked {
+            self.last_lock = Some(start);
+        }
         let end = match locked {
             Ok(true) => self.move_while_locked(),
             Ok(false) => Ok(TryEnd::Behind),
