@@ -45,15 +45,16 @@ pub const TICK: Duration = Duration::from_millis(8);
 /// autocheckpoint checkpoints at every commit; each move gives it frames to backfill, and so that
 /// commit an fsync to wait for.
 pub const MARK: Duration = Duration::from_millis(100);
-/// So long after a file event we look again and again, by the clock: a writer publishes a commit, and
-/// a checkpointer starts to wait for us, only after their last write.
+/// So long after a file event we look again and again, by the clock: a writer publishes a commit,
+/// and a checkpointer starts to wait for us, only after their last write.
 pub const ALERT: Duration = Duration::from_secs(1);
 /// The first of these looks.
 const ALERT_FIRST: Duration = Duration::from_millis(1);
 /// A checkpointer that keeps writers out and finds the same frames for so long waits for a reader.
 pub const WAITING: Duration = Duration::from_millis(10);
 /// Tries to restart the WAL without the write lock before it is taken. With pauses of some
-/// milliseconds between commits the first ones succeed; else each only costs the application fsyncs.
+/// milliseconds between commits the first ones succeed; else each only costs the application
+/// fsyncs.
 pub const TRIES_WITHOUT_LOCK: u32 = 3;
 /// The write lock is taken at most once in this time; three times if the WAL is [`HUGE`].
 pub const LOCK_INTERVAL: Duration = Duration::from_secs(1);
@@ -79,8 +80,8 @@ pub enum Pin {
 }
 
 impl Pin {
-    /// What a transaction sits on that was opened between these two looks at the index. SQLite takes
-    /// lock 0 if everything is backfilled at that moment, else a mark.
+    /// What a transaction sits on that was opened between these two looks at the index. SQLite
+    /// takes lock 0 if everything is backfilled at that moment, else a mark.
     pub fn between(before: &Index, after: &Index) -> Self {
         if before == after {
             return if after.is_backfilled() {
@@ -355,7 +356,8 @@ pub enum Step {
     LetGo(Break),
 }
 
-/// The next thing to do, given what the wal-index, the files and our own pin look like. Does no I/O.
+/// The next thing to do, given what the wal-index, the files and our own pin look like. Does no
+/// I/O.
 pub fn next_step(seen: &Seen, done: &WalEnd, page_size: PageSize, limits: &Limits) -> Step {
     match seen.files {
         Files::Same => {}
@@ -420,8 +422,8 @@ fn on_mark(seen: &Seen, frame_bytes: u64, limits: &Limits) -> Step {
     let is_behind = seen.mark < seen.index.end.frame;
     match (seen.waited_for, &restart) {
         (Some(_), _) if is_behind => Step::HandOver,
-        // It may wait for the very lock that we sit on although our mark is high enough: it read the
-        // mark just before we raised it. A next pin would share that lock with the last.
+        // It may wait for the very lock that we sit on although our mark is high enough: it read
+        // the mark just before we raised it. A next pin would share that lock with the last.
         (Some(time), _) if time >= WAITING => Step::StepAside,
         (Some(time), _) => Step::Wait(WAITING - time),
         (None, _) if is_behind && seen.pin_age >= MARK => Step::HandOver,
@@ -466,6 +468,10 @@ fn restart(seen: &Seen, frame_bytes: u64, limits: &Limits) -> Step {
 
 fn on_lock0(seen: &Seen, limits: &Limits) -> Step {
     let (rest, grain) = (limits.timing.rest, limits.timing.file_time_grain);
+    // Nobody waits for lock 0 here; but SQLite takes a mark if somebody has lock 0 at that moment.
+    if seen.waited_for.is_some_and(|time| time >= WAITING) && seen.pin_age >= MARK {
+        return Step::HandOver;
+    }
     match seen.rest {
         Rest::Changed => Step::Reopen(Break::ReplacedInPlace),
         Rest::Noted => Step::Wait(limits.monitor),

@@ -383,11 +383,8 @@ impl Live {
 
     /// How long a checkpointer has waited while the index stood still.
     fn waited_for(&mut self, index: &Index) -> Option<Duration> {
-        let is_waiting = (self.kind == Pin::Mark || !self.snapshots.is_empty())
-            && self
-                .locks
-                .as_ref()
-                .is_some_and(ShmLocks::is_checkpointer_waiting);
+        let locks = self.locks.as_ref();
+        let is_waiting = locks.is_some_and(ShmLocks::is_checkpointer_waiting);
         let since = match self.waiting {
             Some((since, at)) if at == *index => since,
             _ => Instant::now(),
@@ -521,8 +518,8 @@ fn make_wal(context: &Context, connection: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// Page size and size in pages by the header of the database file: right while its WAL is empty, and
-/// the page size always.
+/// Page size and size in pages by the header of the database file: right while its WAL is empty,
+/// and the page size always.
 fn size_of_file(context: &Context, connection: &Connection) -> Result<(PageSize, u32)> {
     let mut bytes = [0; DB_HEADER_BYTES];
     connection

@@ -1,10 +1,11 @@
-//! After a downtime in which the WAL was restarted once: whether the last commit of its old end ever
-//! happened.
+//! After a downtime in which the WAL was restarted once: whether the last commit of its old end
+//! ever happened.
 //!
-//! An application that is killed, or gets an error, in the fsync of a commit leaves a perfect commit
-//! frame that SQLite never counted. Behind it nothing chains, so it can only be the last one. A
-//! restart means that everything that was counted had been backfilled: so the pages of a commit that
-//! happened lie in the database file, but for those that a checkpoint of the new WAL has overwritten.
+//! An application that is killed, or gets an error, in the fsync of a commit leaves a perfect
+//! commit frame that SQLite never counted. Behind it nothing chains, so it can only be the last
+//! one. A restart means that everything that was counted had been backfilled: so the pages of a
+//! commit that happened lie in the database file, but for those that a checkpoint of the new WAL
+//! has overwritten.
 
 use crate::error::Result;
 use crate::format::ids::{PageSize, WalEnd};

@@ -280,6 +280,22 @@ fn a_wal_that_the_index_calls_empty_is_emptied_too_while_the_file_has_bytes() {
 }
 
 #[test]
+fn what_was_taken_for_lock_0_is_left_if_a_checkpointer_waits_all_the_same() {
+    check(
+        "lock0 backfilled=10 idle=500 waited=10 pin-age=100",
+        "hand over",
+    );
+    check(
+        "lock0 backfilled=10 idle=500 waited=10 pin-age=99",
+        "wait 1000 ms",
+    );
+    check(
+        "lock0 backfilled=10 idle=500 waited=9 pin-age=100",
+        "wait 1000 ms",
+    );
+}
+
+#[test]
 fn lock_0_over_frames_that_are_not_backfilled_is_left() {
     check("lock0 backfilled=4", "hand over");
 }

@@ -1,7 +1,7 @@
 //! Rule 1: from one pin to the next, and the copying between.
 //!
-//! A pin is closed only when everything up to the mxFrame read after the next one opened is durable in
-//! the spool, or when both are on a mark for certain.
+//! A pin is closed only when everything up to the mxFrame read after the next one opened is durable
+//! in the spool, or when both are on a mark for certain.
 
 use crate::error::Result;
 use crate::format::ids::WalEnd;

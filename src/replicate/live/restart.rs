@@ -1,5 +1,5 @@
-//! Rule 2: to lock 0, so that the next commit restarts the WAL, and out of the way of a checkpointer
-//! that waits.
+//! Rule 2: to lock 0, so that the next commit restarts the WAL, and out of the way of a
+//! checkpointer that waits.
 //!
 //! No writer is ever waited for or held up, but for some milliseconds with the write lock.
 

@@ -92,7 +92,8 @@ impl Live {
         Ok(None)
     }
 
-    /// Lets snapshot pins go that are in the application's way. True if one must be watched closely.
+    /// Lets snapshot pins go that are in the application's way. True if one must be watched
+    /// closely.
     pub(super) fn watch_snapshots(&mut self, seen: &Seen) -> Result<bool> {
         self.snapshots.retain(|watched| {
             watched

@@ -1,6 +1,7 @@
 //! The end of the newest log file, to which commits are appended.
 //!
-//! A failed write or fsync latches: nothing is acknowledged until the file was read back from the disk.
+//! A failed write or fsync latches: nothing is acknowledged until the file was read back from the
+//! disk.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::wal::WordOrder;

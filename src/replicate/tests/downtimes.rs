@@ -84,8 +84,8 @@ fn an_end_that_may_have_been_cut_begins_a_run() {
 }
 
 /// Appends a commit that never happened: what a writer leaves that is killed between its last write
-/// and the change of the index, while the application keeps the index alive so that nothing recovers
-/// it. It has one frame, of page `pgno` or of the page of the last frame.
+/// and the change of the index, while the application keeps the index alive so that nothing
+/// recovers it. It has one frame, of page `pgno` or of the page of the last frame.
 fn append_phantom(world: &World, pgno: Option<u32>) {
     let mut bytes = wal(world);
     let mut chain = Chain::of_header(&WalHeader::parse(&bytes).unwrap());

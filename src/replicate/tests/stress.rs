@@ -1,5 +1,5 @@
-//! Writers, checkpointers, the capture: killed, stopped, frozen at random; every captured state must
-//! be SQLite's own, and none may be missing within a run.
+//! Writers, checkpointers, the capture: killed, stopped, frozen at random; every captured state
+//! must be SQLite's own, and none may be missing within a run.
 //!
 //! `SQLREPL_STRESS_SECONDS` makes it longer, `SQLREPL_STRESS_SEED` repeats one.
 
@@ -143,7 +143,8 @@ fn make_database(dir: &Path, random: &mut Random) {
         .arg("-c")
         .arg(format!(
             "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None)\n\
-             for s in ('page_size={page_size}', 'auto_vacuum={auto_vacuum}', 'journal_mode=wal'):\n \
+             for s in ('page_size={page_size}', 'auto_vacuum={auto_vacuum}',\
+              'journal_mode=wal'):\n \
                c.execute('pragma ' + s)\n\
              c.execute('create table t(id integer primary key, x)')"
         ))

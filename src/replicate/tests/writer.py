@@ -2,9 +2,10 @@
 
     python3 writer.py DATABASE LOG SEED DEADLINE
 
-One writer at a time holds a lock of the test, so that the log has the order of the commits. What it
-logs, one entry a line: a hash; `(` before a burst of commits that are not hashed; `)N` behind one of N
-commits. A writer that is killed in a burst leaves no `)`: any number of states may lie there.
+One writer at a time holds a lock of the test, so that the log has the order of the commits. What
+it logs, one entry a line: a hash; `(` before a burst of commits that are not hashed; `)N` behind
+one of N commits. A writer that is killed in a burst leaves no `)`: any number of states may lie
+there.
 """
 import fcntl, os, random, sqlite3, struct, sys, time, zlib
 
@@ -95,7 +96,8 @@ def one():
     elif kind < 0.80:
         burst()
     elif kind < 0.90 and rows() > 60:
-        connection.execute("delete from t where id in (select id from t order by random() limit ?)", (rows() // 2,))
+        some = "(select id from t order by random() limit ?)"
+        connection.execute("delete from t where id in " + some, (rows() // 2,))
     elif kind < 0.93:
         connection.execute("vacuum")
     elif kind < 0.96:
