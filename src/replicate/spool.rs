@@ -18,6 +18,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+use crate::config::random;
 use crate::error::{Error, Result};
 use crate::format::ids::{PageSize, Pgno, Timestamp, WalEnd};
 use crate::format::wal::{FRAME_HEADER_BYTES, FrameHeader, WordOrder, frame_bytes};
@@ -39,8 +40,10 @@ const ROTATE_BYTES: u64 = 16 << 20;
 /// A stretch of the capture without a break.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunInfo {
-    /// Counted from 1.
+    /// Counted from 1 over the life of the spool.
     pub id: u64,
+    /// Random: tells this run from one with the same number in a spool that was removed.
+    pub token: u64,
     /// The number of the state that the run starts from: its first commit is `base + 1`.
     pub base: u64,
     /// The page size of all its frames.
@@ -290,10 +293,11 @@ impl Spool {
             match of_run.find(|log| (log.after..log.last).contains(&after)) {
                 Some(log) => log.clone(),
                 None => {
-                    let ended = logs.iter().find(|log| log.run.id > run);
-                    let end = ended.map(|next| next.run.base - 1);
-                    let newest = logs.back().filter(|log| log.run.id == run);
-                    return match end.or(newest.map(|log| log.last)) {
+                    let newest = logs.iter().rfind(|log| log.run.id == run);
+                    let next = logs.iter().find(|log| log.run.id > run);
+                    // The next base may lie further off if the disk has lost commits.
+                    let end = newest.map(|log| log.last);
+                    return match end.or(next.map(|next| next.run.base - 1)) {
                         Some(end) if after >= end => Ok(None),
                         _ => Err(dropped(run, after)),
                     };
@@ -343,26 +347,29 @@ impl Spool {
     }
 
     /// Begins a run, durably. Its base gets a number of its own: what was committed between the
-    /// last commit and this state is lost, so they are two states.
+    /// last commit and this state is lost, so they are two states. No number is used again that was
+    /// shown before, even if the disk has lost that commit since: a replica may have it.
     ///
     /// # Errors
-    /// `Disk`.
+    /// `Disk`; `Unavailable` if the system gives no random bytes.
     ///
     /// # Panics
     /// If something was appended that is neither durable nor cut away.
     pub fn begin_run(&self, start: RunStart) -> Result<RunInfo> {
         let mut writer = self.writer();
-        let before = match &*writer {
+        let (last_run, base) = match &*writer {
             Some(writer) => {
                 writer.check()?;
                 writer.assert_nothing_pending();
-                Some(writer.durable)
+                (writer.run.id, writer.acknowledged + 1)
             }
-            None => None,
+            None => (0, 0),
         };
-        let base = before.map_or(0, |last| last.seq + 1);
+        let mut token = [0; 8];
+        random(&mut token)?;
         let run = RunInfo {
-            id: before.map_or(0, |last| last.run) + 1,
+            id: last_run + 1,
+            token: u64::from_le_bytes(token),
             base,
             page_size: start.page_size,
             start: start.end,

@@ -356,6 +356,31 @@ fn what_the_disk_lost_is_not_there_after_it_was_read_back() {
     assert_eq!(spool.position(), Some(first));
     assert_eq!(spool.tip().borrow().unwrap().seq, 1);
     assert_eq!(all(&spool, 1, 0), [1]);
+    // A replica may have the lost commit 2: its number is not used again.
+    begin(&spool);
+    assert_eq!(spool.runs()[1].base, 3);
+    assert_eq!(all(&spool, 1, 1), [0; 0]);
+    assert_eq!(all(&spool, 1, 2), [0; 0]);
+}
+
+#[test]
+fn a_spool_made_anew_is_told_from_the_last_one_by_its_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(dir.path()).unwrap();
+    begin(&spool);
+    begin(&spool);
+    let before = spool.runs().pop().unwrap();
+    drop(spool);
+    let spool = Spool::open(dir.path()).unwrap();
+    assert_eq!(spool.runs().pop().unwrap(), before);
+    drop(spool);
+    fs::remove_dir_all(dir.path().join("log")).unwrap();
+    let spool = Spool::open(dir.path()).unwrap();
+    begin(&spool);
+    begin(&spool);
+    let after = spool.runs().pop().unwrap();
+    assert_eq!((after.id, after.base), (before.id, before.base));
+    assert_ne!(after.token, before.token);
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub(super) struct Writer {
     /// What is durable, and where it ends in the file.
     pub(super) durable: Position,
     pub(super) durable_length: u64,
+    /// The largest number that was ever shown as durable, though the disk may have lost it since.
+    pub(super) acknowledged: u64,
     /// What was appended, behind `durable`, and where it will end in the file.
     pub(super) appended: Position,
     pub(super) appended_length: u64,
@@ -84,6 +86,7 @@ impl Writer {
             buffer: Vec::new(),
             durable: start,
             durable_length: length,
+            acknowledged: start.seq,
             appended: start,
             appended_length: length,
             bytes,
@@ -120,6 +123,7 @@ impl Writer {
             buffer: Vec::new(),
             durable: seen.position,
             durable_length: seen.length,
+            acknowledged: seen.position.seq,
             appended: seen.position,
             appended_length: seen.length,
             bytes: 0,
@@ -218,6 +222,7 @@ impl Writer {
         }
         self.durable = self.appended;
         self.durable_length = self.length;
+        self.acknowledged = self.acknowledged.max(self.durable.seq);
         Ok(())
     }
 
