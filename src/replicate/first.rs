@@ -6,25 +6,26 @@
 //! last transaction of a segment that was stored after the last page was read; readers lay every
 //! newer version over it.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::container::{Header, Kind, ScratchFile};
-use crate::format::ids::{ObjectId, PageHash, PageSize, Pgno, Txid, WalEnd};
+use crate::format::ids::{ObjectHash, ObjectId, PageHash, PageSize, Pgno, Txid, WalEnd};
 use crate::format::interior::InteriorPages;
 use crate::format::key::{Key, ObjectKey};
 use crate::format::segment::TimelineEntry;
 use crate::format::snapshot::{
-    self, Home, LEAF_PAGES, LeafSource, MapToWrite, Run, SnapshotWriter,
+    self, Home, LEAF_PAGES, Leaf, LeafSource, MapToWrite, Run, SnapshotWriter,
 };
 use crate::replicate::act::SnapshotPin;
 use crate::replicate::known::{KnownPages, within_leaf};
 use crate::replicate::put;
-use crate::replicate::state::StoredPart;
 use crate::storage::{Listed, Store};
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tempfile::TempPath;
 use tokio::runtime::Handle;
 
 /// Raw bytes that one object holds at most: with its index it then stays below 1 GiB, also when
@@ -41,8 +42,6 @@ pub struct FirstSnapshot {
     pub header: Header,
     /// What need not be uploaded.
     pub known: KnownPages,
-    /// Parts that an earlier attempt stored.
-    pub parts: Vec<StoredPart>,
     /// Set when the snapshot is no longer wanted.
     pub cancelled: Arc<AtomicBool>,
 }
@@ -50,8 +49,8 @@ pub struct FirstSnapshot {
 /// Everything is read; what is missing is the txid from which it is valid.
 pub struct PagesRead {
     job: FirstSnapshot,
-    writer: SnapshotWriter<BufWriter<File>>,
-    file: PathBuf,
+    open: OpenObject,
+    parts: Vec<StoredPart>,
     interior: InteriorPages,
     page_size: PageSize,
     /// The pages that were read: 1 to this one.
@@ -60,6 +59,20 @@ pub struct PagesRead {
     pub exact: bool,
     /// Some were left out because the replica has them.
     reused: bool,
+}
+
+/// An object that is being written. Its file goes when it is stored, or given up.
+struct OpenObject {
+    id: ObjectId,
+    writer: SnapshotWriter<BufWriter<File>>,
+    file: TempPath,
+}
+
+/// A part that was stored.
+struct StoredPart {
+    key: String,
+    length: u64,
+    object: ObjectId,
 }
 
 /// The moment from which the snapshot is valid.
@@ -75,75 +88,72 @@ pub struct ValidFrom {
 const LOGGED_PAGES: u32 = 64 << 10;
 
 impl FirstSnapshot {
-    /// Reads all pages; stores what exceeds one object as parts, and calls `on_part` for each.
-    /// Blocking: `runtime` does the work of the store meanwhile.
+    /// Reads all pages; stores what exceeds one object as parts. What an earlier attempt stored as
+    /// parts is known, and so is not stored again. Blocking: `runtime` does the work of the store
+    /// meanwhile.
     ///
     /// # Errors
     /// `Disk`, `Unavailable`; `Conflict` if the run of the pin ended.
-    pub fn read(
-        mut self,
-        mut pin: SnapshotPin,
-        runtime: &Handle,
-        mut on_part: impl FnMut(&StoredPart),
-    ) -> Result<PagesRead> {
+    pub fn read(mut self, mut pin: SnapshotPin, runtime: &Handle) -> Result<PagesRead> {
         let (page_size, pages) = pin.size();
         self.header.page_size = page_size;
         let scratch = scratch_in(&self.pending);
         let mut interior = InteriorPages::new(page_size, &scratch)?;
-        let (mut writer, mut file) = self.start_object(page_size)?;
-        let mut next = self.parts.last().map_or(1, |part| part.last_page + 1);
+        let mut open = self.start_object(page_size)?;
         if u64::from(pages) * page_size.bytes() as u64 > OBJECT_BYTES {
             pin.let_go();
         }
         let per_object = self.pages_per_object(page_size);
         let mut compared = Compared::default();
         let mut page = vec![0; page_size.bytes()];
-        let (mut stored, mut reused, mut sqlite_version) = (0, false, 0);
-        while next <= pages {
-            let pgno = Pgno::new(next).expect("pages count from 1");
-            if self.cancelled.load(Ordering::Relaxed) {
-                return Err(Error::conflict(
-                    "the generation ended while it was being made",
-                ));
-            }
+        let (mut parts, mut stored, mut reused) = (Vec::new(), 0, false);
+        for number in 1..=pages {
+            let pgno = Pgno::new(number).expect("pages count from 1");
+            self.check_wanted()?;
             pin.read(pgno, &mut page)?;
             interior.offer(pgno, &page)?;
             if pgno == Pgno::FIRST {
-                sqlite_version = u32::from_be_bytes([page[96], page[97], page[98], page[99]]);
+                self.header.sqlite_version =
+                    u32::from_be_bytes([page[96], page[97], page[98], page[99]]);
             }
             if compared.is_known(&mut self.known, runtime, pgno, &page)? {
                 reused = true;
             } else {
-                writer.push(pgno, &page)?;
+                open.writer.push(pgno, &page)?;
                 stored += 1;
             }
-            if stored == per_object && next < pages {
-                let part = self.store_part(writer, &file, next, runtime)?;
-                on_part(&part);
-                self.parts.push(part);
-                (writer, file) = self.start_object(page_size)?;
+            if stored == per_object && number < pages {
+                let full = std::mem::replace(&mut open, self.start_object(page_size)?);
+                parts.push(self.store_part(full, runtime)?);
                 stored = 0;
             }
-            if next.is_multiple_of(LOGGED_PAGES) {
+            if number.is_multiple_of(LOGGED_PAGES) {
                 tracing::info!(
                     generation = %self.header.generation,
-                    "first snapshot: {next} of {pages} pages read"
+                    "first snapshot: {number} of {pages} pages read"
                 );
             }
-            next += 1;
         }
-        self.header.sqlite_version = sqlite_version.max(self.header.sqlite_version);
         let exact = pin.is_exact();
         Ok(PagesRead {
             job: self,
-            writer,
-            file,
+            open,
+            parts,
             interior,
             page_size,
             pages,
             exact,
             reused,
         })
+    }
+
+    fn check_wanted(&self) -> Result<()> {
+        match self.cancelled.load(Ordering::Relaxed) {
+            true => Err(Error::conflict(
+                "the generation ended while it was being made",
+            )),
+            false => Ok(()),
+        }
     }
 
     /// At most what an object may hold, and no more than a quarter of the room on the local disk,
@@ -154,40 +164,36 @@ impl FirstSnapshot {
         OBJECT_BYTES.min((room / 4).max(16 << 20)) / page_size.bytes() as u64
     }
 
-    fn start_object(
-        &mut self,
-        page_size: PageSize,
-    ) -> Result<(SnapshotWriter<BufWriter<File>>, PathBuf)> {
+    fn start_object(&self, page_size: PageSize) -> Result<OpenObject> {
         let mut id = [0; 8];
         crate::config::random(&mut id)?;
-        self.header.object_id = ObjectId(id);
-        let file = self
+        let path = self
             .pending
             .join(format!("{}-{}", self.header.generation, ObjectId(id)));
-        let out = File::create(&file)
-            .map_err(|e| Error::disk(format!("create {}", file.display()), e))?;
+        let out = File::create(&path)
+            .map_err(|e| Error::disk(format!("create {}", path.display()), e))?;
+        let file = TempPath::try_from_path(path.clone())
+            .map_err(|e| Error::disk(format!("create {}", path.display()), e))?;
         let out = BufWriter::with_capacity(256 << 10, out);
         let scratch = scratch_in(&self.pending);
-        Ok((
-            SnapshotWriter::new(out, self.header.object_id, page_size, &scratch)?,
+        let writer = SnapshotWriter::new(out, ObjectId(id), page_size, &scratch)?;
+        Ok(OpenObject {
+            id: ObjectId(id),
+            writer,
             file,
-        ))
+        })
     }
 
-    fn store_part(
-        &mut self,
-        writer: SnapshotWriter<BufWriter<File>>,
-        file: &Path,
-        last_page: u32,
-        runtime: &Handle,
-    ) -> Result<StoredPart> {
+    fn store_part(&self, full: OpenObject, runtime: &Handle) -> Result<StoredPart> {
+        let OpenObject { id, writer, file } = full;
         let first = writer.stored().first().expect("a part holds pages").first;
         let header = Header {
             kind: Kind::Part,
+            object_id: id,
             ..self.header.clone()
         };
         let (out, written) = writer.finish_part(&header)?;
-        sync(out, file)?;
+        sync(out, &file)?;
         let object = ObjectKey::Part {
             since: header.since,
             first,
@@ -198,14 +204,29 @@ impl FirstSnapshot {
             object,
         }
         .to_string();
-        runtime.block_on(put::put_object(&*self.store, &key, file, &written.hash))?;
-        remove(file)?;
+        runtime.block_on(self.put(&key, &file, &written.hash))?;
         Ok(StoredPart {
             key,
             length: written.length,
             object: written.object_id,
-            last_page,
         })
+    }
+
+    /// Stores an object; for as long as the store or its disk refuses, tries again, since what was
+    /// read to make it would have to be read again.
+    async fn put(&self, key: &str, file: &Path, hash: &ObjectHash) -> Result<()> {
+        let mut pause = Duration::from_millis(500);
+        loop {
+            self.check_wanted()?;
+            match put::put_object(&*self.store, key, file, hash).await {
+                Err(e) if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Disk) => {
+                    tracing::warn!("{e}; trying again in {pause:?}");
+                }
+                done => return done,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(30));
+        }
     }
 }
 
@@ -223,32 +244,36 @@ impl PagesRead {
     pub async fn store(self, valid_from: ValidFrom) -> Result<Txid> {
         let Self {
             mut job,
-            writer,
-            file,
+            open,
+            parts,
             interior,
             page_size,
             pages,
             reused,
             ..
         } = self;
+        let OpenObject { id, writer, file } = open;
         let entry = valid_from.entry;
-        for part in &job.parts {
+        for part in &parts {
             let listed = Listed {
                 key: part.key.clone(),
                 size: part.length,
                 modified: entry.time,
             };
-            job.known.add_part(&listed, page_size).await?;
+            if !job.known.add_part(&listed, page_size).await? {
+                return Err(gone(&*job.store, &part.key));
+            }
         }
         let own = writer.stored().to_vec();
         let (leaves, homes) = map(&job.known, &own, pages.min(entry.pages), entry.pages).await?;
         let header = Header {
             kind: Kind::Snapshot,
+            object_id: id,
             first: entry.txid,
             last: entry.txid,
             end: valid_from.end,
-            exact: entry.txid == Txid::FIRST && !reused && own_pages(&homes, &job.parts),
-            ..job.header
+            exact: entry.txid == Txid::FIRST && !reused && own_pages(&homes, &parts),
+            ..job.header.clone()
         };
         let map = MapToWrite {
             pages: entry.pages,
@@ -270,9 +295,8 @@ impl PagesRead {
             object,
         }
         .to_string();
-        put::put_object(&*job.store, &key, &file, &written.hash).await?;
-        all_listed(&*job.store, &key, &homes).await?;
-        remove(&file)?;
+        job.put(&key, &file, &written.hash).await?;
+        all_listed(&*job.store, &homes).await?;
         Ok(entry.txid)
     }
 }
@@ -298,6 +322,7 @@ async fn map(
         let (before, stored) = known.leaf(number).await?;
         let newer: Vec<Run> = within_leaf(own, number).collect();
         let leaf = snapshot::overlay(&before, &newer, read);
+        check_whole(&leaf, number, read)?;
         let needed = leaf.runs.iter().map(|run| run.object);
         let source = match stored {
             _ if leaf.runs.is_empty() => LeafSource::Empty,
@@ -315,6 +340,23 @@ async fn map(
         leaves.push(source);
     }
     Ok((leaves, homes.into_values().collect()))
+}
+
+/// Every page that was read must be somewhere: what was known when it was compared may be gone by
+/// now, and a page of no run would read as zeros.
+fn check_whole(leaf: &Leaf, number: u32, read: u32) -> Result<()> {
+    let first = number * LEAF_PAGES;
+    let expected = read.saturating_sub(first).min(LEAF_PAGES);
+    let found: u32 = leaf.runs.iter().map(|run| run.count).sum();
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Error::not_found(format!(
+            "the replica lost pages {} and on while a first snapshot referred to them; it is made \
+             again",
+            first + 1
+        )))
+    }
 }
 
 /// Which pages the replica holds already, leaf by leaf.
@@ -357,18 +399,24 @@ impl Compared {
 }
 
 /// After the put: a map is only as good as what it points into.
-async fn all_listed(store: &dyn Store, key: &str, homes: &[Home]) -> Result<()> {
+async fn all_listed(store: &dyn Store, homes: &[Home]) -> Result<()> {
     for home in homes {
         let listed = store.list(&home.key, None).await?;
-        if !listed.iter().any(|object| object.key == home.key) {
-            return Err(Error::not_found(format!(
-                "{}/{key} needs {}, which is no longer there; the first snapshot is made again",
-                store.location(),
-                home.key
-            )));
+        if !listed
+            .iter()
+            .any(|object| object.key == home.key && object.size == home.length)
+        {
+            return Err(gone(store, &home.key));
         }
     }
     Ok(())
+}
+
+fn gone(store: &dyn Store, key: &str) -> Error {
+    Error::not_found(format!(
+        "{}/{key}, which a first snapshot needs, is gone or damaged; the snapshot is made again",
+        store.location()
+    ))
 }
 
 /// Scratch files in a directory, unnamed.
@@ -384,8 +432,4 @@ fn sync(out: BufWriter<File>, path: &Path) -> Result<()> {
     synced
         .and_then(|file| file.sync_all())
         .map_err(|e| Error::disk(format!("write {}", path.display()), e))
-}
-
-fn remove(path: &Path) -> Result<()> {
-    std::fs::remove_file(path).map_err(|e| Error::disk(format!("remove {}", path.display()), e))
 }

@@ -7,7 +7,7 @@
 
 use crate::error::Result;
 use crate::format::container::{Kind, SectionKind};
-use crate::format::ids::{GenerationId, ObjectId, PageHash, PageSize, Pgno};
+use crate::format::ids::{GenerationId, ObjectId, PageHash, PageSize, Pgno, Txid};
 use crate::format::snapshot::{self, Home, LEAF_PAGES, Leaf, LeafRef, MapRoot, Run, SnapshotIndex};
 use crate::storage::catalog::Catalog;
 use crate::storage::object::StoredObject;
@@ -29,14 +29,14 @@ pub struct KnownPages {
     /// Over them: the pages of parts, ascending by page within each part.
     parts: Vec<Run>,
     homes: BTreeMap<ObjectId, Home>,
+    /// Where an object's hashes lie, and how many there are.
+    sections: HashMap<ObjectId, (u64, u64)>,
     windows: HashMap<ObjectId, Window>,
 }
 
 /// A stretch of an object's page hashes.
 struct Window {
-    /// Where the hash section lies, and how many hashes it has.
-    offset: u64,
-    slots: u64,
+    /// The slot of the first one.
     first: u64,
     hashes: Vec<PageHash>,
 }
@@ -49,6 +49,7 @@ impl KnownPages {
             leaves: Vec::new(),
             parts: Vec::new(),
             homes: BTreeMap::new(),
+            sections: HashMap::new(),
             windows: HashMap::new(),
         }
     }
@@ -64,16 +65,7 @@ impl KnownPages {
         page_size: PageSize,
     ) -> Result<Self> {
         let mut known = Self::nothing(store);
-        let listed: HashSet<&str> = catalog
-            .generations
-            .values()
-            .flat_map(|g| {
-                g.snapshots
-                    .iter()
-                    .map(|s| s.object.key.as_str())
-                    .chain(g.parts.iter().map(|p| p.object.key.as_str()))
-            })
-            .collect();
+        let listed = listed_homes(catalog);
         let mut since: Option<GenerationId> = None;
         'search: for (generation, listing) in catalog.generations.iter().rev() {
             for snapshot in listing.snapshots.iter().rev() {
@@ -96,17 +88,17 @@ impl KnownPages {
         Ok(known)
     }
 
-    /// Lays the pages of a stored part over what is known.
+    /// Lays the pages of a stored part over what is known. False if it is gone or damaged.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn add_part(&mut self, part: &Listed, page_size: PageSize) -> Result<()> {
+    pub async fn add_part(&mut self, part: &Listed, page_size: PageSize) -> Result<bool> {
         let Some((object, index)) = self.open(part, Kind::Part, page_size).await? else {
-            return Ok(());
+            return Ok(false);
         };
         self.add_home(&object);
         self.parts.extend(index.stored);
-        Ok(())
+        Ok(true)
     }
 
     async fn add_snapshot(
@@ -226,21 +218,24 @@ impl KnownPages {
         Ok(window.hashes[start.min(end)..end].to_vec())
     }
 
-    async fn fetch_window(&self, id: ObjectId, first: u64, count: u64) -> Result<Option<Window>> {
+    async fn fetch_window(
+        &mut self,
+        id: ObjectId,
+        first: u64,
+        count: u64,
+    ) -> Result<Option<Window>> {
         let Some(home) = self.homes.get(&id) else {
             return Ok(None);
         };
-        let (offset, slots) = match self.windows.get(&id) {
-            Some(window) => (window.offset, window.slots),
+        let (offset, slots) = match self.sections.get(&id) {
+            Some(section) => *section,
             None => {
                 let object = StoredObject::open(&*self.store, &home.key, home.length).await;
-                let Some(object) = usable(object)? else {
-                    return Ok(None);
-                };
-                let Some(section) = object.footer.section(SectionKind::PageHashes) else {
-                    return Ok(None);
-                };
-                (section.offset, section.raw_length / 16)
+                let section = usable(object)?
+                    .and_then(|object| object.footer.section(SectionKind::PageHashes).cloned())
+                    .map_or((0, 0), |section| (section.offset, section.raw_length / 16));
+                self.sections.insert(id, section);
+                section
             }
         };
         let end = (first + count.max(WINDOW)).min(slots);
@@ -256,13 +251,52 @@ impl KnownPages {
         };
         let hash = |bytes: &[u8]| PageHash(bytes.try_into().expect("chunks of 16 bytes"));
         let hashes = bytes.chunks_exact(16).map(hash).collect();
-        Ok(Some(Window {
-            offset,
-            slots,
-            first,
-            hashes,
-        }))
+        Ok(Some(Window { first, hashes }))
     }
+}
+
+/// The txid of a snapshot of this generation that is stored with all that it needs, if there is one.
+///
+/// # Errors
+/// `Unavailable`.
+pub async fn complete_snapshot(
+    store: &dyn Store,
+    catalog: &Catalog,
+    generation: GenerationId,
+) -> Result<Option<Txid>> {
+    let Some(listing) = catalog.generations.get(&generation) else {
+        return Ok(None);
+    };
+    let listed = listed_homes(catalog);
+    for snapshot in &listing.snapshots {
+        let read = async {
+            let object =
+                StoredObject::open(store, &snapshot.object.key, snapshot.object.size).await?;
+            let sections = object.sections(store, SnapshotIndex::SECTIONS).await?;
+            SnapshotIndex::decode(&object.footer, sections.each_ref().map(|s| s.as_deref()))
+        };
+        if let Some(SnapshotIndex {
+            root: Some(root), ..
+        }) = usable(read.await)?
+            && root
+                .homes
+                .iter()
+                .all(|home| listed.contains(home.key.as_str()))
+        {
+            return Ok(Some(snapshot.txid));
+        }
+    }
+    Ok(None)
+}
+
+/// The keys of all that a page map may point into.
+fn listed_homes(catalog: &Catalog) -> HashSet<&str> {
+    let snapshots = catalog.generations.values().flat_map(|g| &g.snapshots);
+    let parts = catalog.generations.values().flat_map(|g| &g.parts);
+    snapshots
+        .map(|snapshot| snapshot.object.key.as_str())
+        .chain(parts.map(|part| part.object.key.as_str()))
+        .collect()
 }
 
 /// The runs of `runs` that lie in a leaf, cut to it.

@@ -8,14 +8,13 @@ use crate::replicate::act::{Capture, SnapshotPin};
 use crate::replicate::blocking;
 use crate::replicate::first::{FirstSnapshot, PagesRead, ValidFrom};
 use crate::replicate::spool::{Spool, SpooledCommit, Tip};
-use crate::replicate::state::{GenerationState, StoredPart};
+use crate::replicate::state::GenerationState;
 use std::sync::Arc;
 use tokio::sync::watch;
 
 /// What the making needs of the uploader.
 pub(super) struct Making {
     pub capture: Arc<Capture>,
-    pub parts: watch::Sender<Vec<StoredPart>>,
     pub sent: watch::Receiver<Option<SpooledCommit>>,
     /// Asks for everything up to a `seq` to be sent.
     pub hurry: Box<dyn Fn(u64) + Send + Sync>,
@@ -27,13 +26,8 @@ pub(super) struct Making {
 impl Making {
     pub(super) async fn make(self, job: FirstSnapshot, pin: SnapshotPin) -> Result<Txid> {
         let (end, begins_there) = (pin.end(), pin.seq() == self.generation.base);
-        let (runtime, parts) = (tokio::runtime::Handle::current(), self.parts.clone());
-        let read = blocking(move || {
-            job.read(pin, &runtime, |part| {
-                parts.send_modify(|parts| parts.push(part.clone()))
-            })
-        })
-        .await?;
+        let runtime = tokio::runtime::Handle::current();
+        let read = blocking(move || job.read(pin, &runtime)).await?;
         let base = self.generation.base;
         let valid_from = if begins_there && read.exact {
             self.at_base(&read, end)

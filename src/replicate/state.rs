@@ -5,8 +5,8 @@
 
 use crate::error::{Error, Result};
 use crate::format::container::Parent;
-use crate::format::ids::{GenerationId, ObjectHash, ObjectId, Timestamp, Txid};
-use crate::replicate::spool::SpooledCommit;
+use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid};
+use crate::replicate::spool::{RunInfo, SpooledCommit};
 use crate::storage::durable;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -18,6 +18,8 @@ pub struct GenerationState {
     pub id: GenerationId,
     /// The run of the spool that it follows.
     pub run: u64,
+    /// Tells that run from one with the same number in another spool.
+    pub token: u64,
     /// The `seq` of the state that it starts from: txid 1.
     pub base: u64,
     /// The generation it goes on from, and the last txid that both share.
@@ -26,8 +28,6 @@ pub struct GenerationState {
     pub started: Timestamp,
     /// Why it began.
     pub reason: String,
-    /// Parts of the first snapshot that are stored, ascending.
-    pub parts: Vec<StoredPart>,
     /// The txid of the first snapshot, once it is stored and all that it needs was listed.
     pub complete: Option<Txid>,
     /// The last commit that is stored, if there is one: the last of a level-0 segment.
@@ -38,19 +38,6 @@ pub struct GenerationState {
     pub last_key: String,
     /// SQLITE_VERSION_NUMBER of the application as page 1 last showed it; 0 where unknown.
     pub sqlite_version: u32,
-}
-
-/// A stored part of a first snapshot that is still being made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoredPart {
-    /// Below the replica.
-    pub key: String,
-    /// Bytes.
-    pub length: u64,
-    /// How page maps name it.
-    pub object: ObjectId,
-    /// The last page that was read when it was made; the next part goes on behind it.
-    pub last_page: u32,
 }
 
 impl GenerationState {
@@ -80,6 +67,25 @@ impl GenerationState {
     /// The time of the last stored commit, which the next one lies behind.
     pub fn last_time(&self) -> Timestamp {
         self.sent.map_or(self.started, |commit| commit.time)
+    }
+
+    /// Whether the spool still is the one that this state counts by. `runs` are those in the spool,
+    /// `tip` its last `seq`.
+    ///
+    /// # Errors
+    /// `Conflict` if it was lost or replaced: its numbers mean other commits.
+    pub fn check_spool(&self, runs: &[RunInfo], tip: u64) -> Result<()> {
+        let same = match runs.iter().find(|run| run.id == self.run) {
+            Some(run) => run.token == self.token && self.sent_seq() <= tip,
+            None => runs.last().is_some_and(|newest| newest.id > self.run),
+        };
+        if same {
+            Ok(())
+        } else {
+            Err(Error::conflict(
+                "the spool is another one than this replica was written from",
+            ))
+        }
     }
 
     /// The parent as objects name it.
@@ -112,5 +118,99 @@ impl GenerationState {
     pub fn save(&self, path: &Path) -> Result<()> {
         let bytes = serde_json::to_vec_pretty(self).expect("plain data has a JSON form");
         durable::replace_file(path, &bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::ids::{PageSize, WalEnd};
+
+    fn run(id: u64, token: u64, base: u64) -> RunInfo {
+        let time = Timestamp::from_micros(0);
+        RunInfo {
+            id,
+            token,
+            base,
+            page_size: PageSize::new(512).unwrap(),
+            start: WalEnd::default(),
+            reason: String::new(),
+            after: time,
+            began: time,
+        }
+    }
+
+    /// A generation that follows run 3 with token 7 from base 20; 5 commits of it are stored.
+    fn state() -> GenerationState {
+        let time = Timestamp::from_micros(0);
+        GenerationState {
+            id: GenerationId {
+                ordinal: 1,
+                random: 2,
+            },
+            run: 3,
+            token: 7,
+            base: 20,
+            parent: None,
+            started: time,
+            reason: String::new(),
+            complete: None,
+            sent: Some(SpooledCommit {
+                seq: 25,
+                time,
+                upper_bound: false,
+                pages: 1,
+                frames: 1,
+                end: WalEnd::default(),
+            }),
+            last_hash: ObjectHash([0; 32]),
+            last_key: String::new(),
+            sqlite_version: 0,
+        }
+    }
+
+    #[track_caller]
+    fn check(runs: &[RunInfo], tip: u64, is_ours: bool) {
+        assert_eq!(state().check_spool(runs, tip).is_ok(), is_ours);
+    }
+
+    #[test]
+    fn the_spool_is_ours_while_it_holds_our_run_and_what_we_stored() {
+        check(&[run(3, 7, 20)], 25, true);
+        check(&[run(3, 7, 20), run(4, 8, 31)], 40, true);
+        check(&[run(3, 7, 20)], 24, false);
+    }
+
+    #[test]
+    fn a_run_of_the_same_number_in_another_spool_is_not_ours() {
+        check(&[run(3, 9, 20)], 30, false);
+        check(&[run(1, 9, 0)], 30, false);
+        check(&[], 0, false);
+    }
+
+    #[test]
+    fn a_run_that_was_sent_and_dropped_is_ours_while_a_later_one_goes_on() {
+        check(&[run(5, 1, 50)], 60, true);
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        assert_eq!(GenerationState::load(&path).unwrap(), None);
+        state().save(&path).unwrap();
+        assert_eq!(GenerationState::load(&path).unwrap(), Some(state()));
+        std::fs::write(&path, "{}").unwrap();
+        let error = GenerationState::load(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("move it away to start a new generation"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn txids_count_from_the_state_that_the_generation_starts_from() {
+        assert_eq!(state().txid(20), Txid::FIRST);
+        assert_eq!(state().as_parent().txid, Txid::new(6).unwrap());
     }
 }

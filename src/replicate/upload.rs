@@ -9,20 +9,21 @@ use crate::config::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::claim::Claim;
 use crate::format::container::{Header, Kind};
-use crate::format::ids::{GenerationId, ObjectHash, ObjectId, PageSize, Timestamp, Txid, WalEnd};
+use crate::format::ids::{GenerationId, ObjectHash, ObjectId, PageSize, Txid, WalEnd};
 use crate::format::key::{self, Key, ObjectKey};
 use crate::replicate::act::{Capture, SnapshotPin};
 use crate::replicate::blocking;
+use crate::replicate::decide::{clock_stepped_back, stamp};
 use crate::replicate::encode::{encode_segment, timeline};
 use crate::replicate::first::{FirstSnapshot, scratch_in};
 use crate::replicate::history::Past;
 use crate::replicate::identity::Identity;
-use crate::replicate::known::KnownPages;
+use crate::replicate::known::{self, KnownPages};
 use crate::replicate::making::Making;
 use crate::replicate::put;
 use crate::replicate::sent::{Recent, SentSegment};
 use crate::replicate::spool::{Batch, Spool, SpooledCommit, Tip};
-use crate::replicate::state::{GenerationState, StoredPart};
+use crate::replicate::state::GenerationState;
 use crate::storage::Store;
 use crate::storage::catalog::Catalog;
 use std::fs::{self, File};
@@ -40,6 +41,9 @@ const GATHERED_BYTES: u64 = 1 << 20;
 
 /// Raw frames in a segment, unless one transaction has more.
 const SEGMENT_BYTES: u64 = 16 << 20;
+
+/// So often an uploader looks whether the replica still holds its generation.
+const CHECKED_UPLOADS: u64 = 64;
 
 /// Wait between attempts that the store or the disk refused.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -98,10 +102,6 @@ impl Uploader {
         let state = GenerationState::load(&state_path)?;
         let (status_sender, status) = watch::channel(Status::default());
         let (urgent, urgent_receiver) = watch::channel(0);
-        let stored = state
-            .as_ref()
-            .map_or_else(Vec::new, |state| state.parts.clone());
-        let parts = watch::Sender::new(stored);
         let (stop, stop_receiver) = watch::channel(false);
         let mut task = Task {
             tip: spool.tip(),
@@ -119,8 +119,6 @@ impl Uploader {
             recent: Recent::default(),
             first: None,
             cancelled: Arc::default(),
-            parts_stored: parts.subscribe(),
-            parts,
             sent: watch::Sender::default(),
             status: status_sender,
             urgent: urgent_receiver,
@@ -128,6 +126,8 @@ impl Uploader {
             stop: stop_receiver,
             resumed: false,
             waiting: None,
+            first_again: None,
+            uploads: 0,
             durable: None,
         };
         task.remove_leftovers(false)?;
@@ -207,9 +207,6 @@ struct Task {
     recent: Recent,
     /// The first snapshot that is being made.
     first: Option<JoinHandle<Result<Txid>>>,
-    /// Its parts that are stored by now.
-    parts: watch::Sender<Vec<StoredPart>>,
-    parts_stored: watch::Receiver<Vec<StoredPart>>,
     /// Tells the thread that reads its pages to end.
     cancelled: Arc<AtomicBool>,
     /// The last commit that is stored, for whoever makes the first snapshot.
@@ -227,45 +224,58 @@ struct Task {
     /// The waiting object of an earlier run was looked after.
     resumed: bool,
     waiting: Option<Waiting>,
+    /// When to try again to make the first snapshot.
+    first_again: Option<Instant>,
+    /// Segments stored since the start.
+    uploads: u64,
     durable: Option<u64>,
 }
 
-/// What woke the uploader.
-enum Woken {
-    Stopped,
-    FirstSnapshot(Result<Txid>),
-    PartStored,
-    Something,
-}
-
 impl Task {
-    /// Works until it is stopped or what is wrong does not go away by itself.
+    /// Works until it is stopped or what is wrong does not go away by itself. A stop drops the work
+    /// where it stands: each step is safe to be killed in, and a store that hangs must not hold up
+    /// the end.
     async fn run(&mut self) {
+        let mut stop = self.stop.clone();
         let mut backoff = BACKOFF.0;
-        while let Err(error) = self.work(&mut backoff).await {
-            let kind = error.kind();
-            tracing::error!(replica = %self.settings.name, "{error}");
-            let failed = matches!(kind, ErrorKind::Corrupt | ErrorKind::Invalid);
-            self.publish(Some(error.to_string()), failed);
-            if failed {
-                return;
+        loop {
+            let worked = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                worked = self.work(&mut backoff) => worked,
+            };
+            let Err(error) = worked else { break };
+            if self.has_failed_with(error) {
+                break;
             }
-            if kind == ErrorKind::Conflict {
-                self.ended = Some(error);
-            } else if kind == ErrorKind::Disk {
-                // What is durable is what the disk says.
-                self.state = GenerationState::load(&self.state_path).unwrap_or(self.state.take());
-            }
-            self.resumed = false;
-            let stopped = self.stop.wait_for(|stop| *stop);
-            if tokio::time::timeout(backoff, stopped).await.is_ok() {
-                return;
+            if tokio::time::timeout(backoff, stop.wait_for(|stop| *stop))
+                .await
+                .is_ok()
+            {
+                break;
             }
             backoff = (backoff * 2).min(BACKOFF.1);
         }
+        self.cancel_first_snapshot();
     }
 
-    /// Follows the spool until it is stopped or something fails.
+    /// Says what went wrong. True if it does not go away by itself.
+    fn has_failed_with(&mut self, error: Error) -> bool {
+        tracing::error!(replica = %self.settings.name, "{error}");
+        let failed = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Invalid);
+        self.publish(Some(error.to_string()), failed);
+        match error.kind() {
+            ErrorKind::Conflict => self.ended = Some(error),
+            // What is durable is what the disk says.
+            ErrorKind::Disk => {
+                self.state = GenerationState::load(&self.state_path).unwrap_or(self.state.take());
+            }
+            _ => {}
+        }
+        self.resumed = false;
+        failed
+    }
+
+    /// Follows the spool until something fails.
     async fn work(&mut self, backoff: &mut Duration) -> Result<()> {
         loop {
             let tip = *self.tip.borrow_and_update();
@@ -280,25 +290,22 @@ impl Task {
                 if !self.resumed {
                     self.resume().await?;
                 }
-                self.make_first_snapshot().await?;
+                // Before all else: what is sent makes room in the spool, without which there may be
+                // no pin to read pages by.
                 self.send_what_is_due(tip).await?;
                 self.end_generation(tip).await?;
+                let trouble = self.make_first_snapshot().await?;
                 *backoff = BACKOFF.0;
-                self.publish(None, false);
+                self.publish(trouble, false);
             }
-            match self.wait(tip).await {
-                Woken::Stopped => {
-                    self.cancel_first_snapshot();
-                    return Ok(());
-                }
-                Woken::FirstSnapshot(result) => self.first_snapshot_ended(result)?,
-                Woken::PartStored => self.save()?,
-                Woken::Something => {}
+            if let Some(result) = self.wait(tip).await {
+                self.first_snapshot_ended(result)?;
             }
         }
     }
 
-    async fn wait(&mut self, tip: Option<Tip>) -> Woken {
+    /// Waits until there may be something to do. What became of the first snapshot, if it ended.
+    async fn wait(&mut self, tip: Option<Tip>) -> Option<Result<Txid>> {
         let state = self.state.as_ref();
         let until = state
             .zip(tip)
@@ -314,6 +321,7 @@ impl Task {
                     self.settings.sync_interval,
                 )
             });
+        let until = until.into_iter().chain(self.first_again).min();
         let timer = async {
             match until {
                 Some(until) => tokio::time::sleep_until(until).await,
@@ -327,18 +335,16 @@ impl Task {
             }
         };
         tokio::select! {
-            _ = self.stop.wait_for(|stop| *stop) => Woken::Stopped,
             ended = first => {
                 self.first = None;
-                Woken::FirstSnapshot(ended.unwrap_or_else(|e| {
-                    Err(Error::new(ErrorKind::Disk, "the first snapshot ended unexpectedly")
-                        .because(e))
+                Some(ended.unwrap_or_else(|e| {
+                    let ended = "the making of the first snapshot ended unexpectedly";
+                    Err(Error::new(ErrorKind::Disk, ended).because(e))
                 }))
             }
-            _ = self.tip.changed() => Woken::Something,
-            _ = self.urgent.changed() => Woken::Something,
-            _ = self.parts_stored.changed() => Woken::PartStored,
-            () = timer => Woken::Something,
+            _ = self.tip.changed() => None,
+            _ = self.urgent.changed() => None,
+            () = timer => None,
         }
     }
 
@@ -382,17 +388,20 @@ impl Task {
                 return Ok(());
             };
             self.send(batch).await?;
-            if *self.stop.borrow() {
-                return Ok(());
+            // What came meanwhile gathered while the upload was on its way; it waits from now on.
+            // What was there before is due.
+            let sent = self.state.as_ref().expect("begun before").sent_seq();
+            if tip.run == run && sent >= tip.seq {
+                self.waiting = Some(Waiting {
+                    since: Instant::now(),
+                    bytes_before: tip.bytes,
+                });
+                tip = self.tip.borrow_and_update().unwrap_or(tip);
             }
-            // What came meanwhile gathered while the upload was on its way; it waits from now on,
-            // unless it is more than one segment takes.
-            self.waiting = Some(Waiting {
-                since: Instant::now(),
-                bytes_before: tip.bytes,
-            });
-            tip = self.tip.borrow_and_update().unwrap_or(tip);
             self.publish(None, false);
+            if self.uploads.is_multiple_of(CHECKED_UPLOADS) {
+                self.check_presence().await?;
+            }
         }
     }
 
@@ -451,6 +460,7 @@ impl Task {
         (state.sent, state.last_hash, state.sqlite_version) = (Some(sent), hash, sqlite_version);
         state.last_key.clone_from(&key);
         self.save()?;
+        self.uploads += 1;
         self.sent.send_replace(Some(sent));
         self.recent.keep(&self.pending, key, file)
     }
@@ -522,6 +532,37 @@ impl Task {
         Ok(())
     }
 
+    /// Whether the replica still holds what the generation stands on. Somebody may have emptied it.
+    async fn check_presence(&self) -> Result<()> {
+        let state = self.state.as_ref().expect("begun before");
+        let claim = Key {
+            generation: state.id,
+            object: ObjectKey::Claim,
+        }
+        .to_string();
+        for key in [&claim, &state.last_key] {
+            let listed = self.store.list(key, None).await?;
+            if !listed.iter().any(|object| object.key == *key) {
+                return Err(Error::conflict(format!(
+                    "{}/{key} is gone: somebody removed what the replica held",
+                    self.store.location()
+                )));
+            }
+        }
+        let snapshots = self
+            .store
+            .list(&key::snapshots_prefix(state.id), None)
+            .await?;
+        if state.complete.is_some() && snapshots.is_empty() {
+            return Err(Error::conflict(format!(
+                "{} lost the first snapshot of generation {}",
+                self.store.location(),
+                state.id
+            )));
+        }
+        Ok(())
+    }
+
     /// Removes the objects of attempts that were given up; with `segments` also those that wait.
     fn remove_leftovers(&self, segments: bool) -> Result<()> {
         let failed = |e| Error::disk(format!("clean {}", self.pending.display()), e);
@@ -536,8 +577,7 @@ impl Task {
 
     /// Stores what is known to be stored.
     fn save(&mut self) -> Result<()> {
-        let state = self.state.as_mut().expect("begun before");
-        state.parts = self.parts.borrow().clone();
+        let state = self.state.as_ref().expect("begun before");
         state.save(&self.state_path)
     }
 
@@ -562,11 +602,13 @@ impl Task {
             .runs()
             .into_iter()
             .find(|run| run.id == pin.run());
+        let token = run.as_ref().map_or(0, |run| run.token);
         let reason = reason.or(run.map(|run| run.reason)).unwrap_or_default();
         let now = (self.clock)();
-        let started = parent.map_or(now, |(_, time)| {
-            now.max(Timestamp::from_micros(time.micros() + 1))
-        });
+        let started = match parent {
+            Some((_, time)) if !clock_stepped_back(now, time) => stamp(now, time),
+            _ => now,
+        };
         let mut random = [0; 4];
         crate::config::random(&mut random)?;
         let id = GenerationId {
@@ -590,16 +632,15 @@ impl Task {
         .to_string();
         put::put_bytes(&*self.store, &key, claim.encode().into()).await?;
         tracing::info!(replica = %self.settings.name, generation = %id, "new generation: {reason}");
-        self.parts.send_replace(Vec::new());
         self.sent.send_replace(None);
         self.state = Some(GenerationState {
             id,
             run: pin.run(),
+            token,
             base: pin.seq(),
             parent: claim.parent.map(|parent| (parent.generation, parent.txid)),
             started,
             reason,
-            parts: Vec::new(),
             complete: None,
             sent: None,
             last_hash: claim.hash(),
@@ -617,7 +658,8 @@ impl Task {
     async fn end_generation(&mut self, tip: Tip) -> Result<()> {
         let state = self.state.as_ref().expect("begun before");
         let (run, sent) = (state.run, state.sent_seq());
-        if tip.run == run {
+        // The generation may follow a run that began after this look at the tip.
+        if tip.run <= run {
             return Ok(());
         }
         let spool = self.spool.clone();
@@ -645,16 +687,33 @@ impl Task {
         }
     }
 
-    /// Restarts the first snapshot if the generation lacks it and none is being made.
-    async fn make_first_snapshot(&mut self) -> Result<()> {
+    /// Restarts the first snapshot if the generation lacks it and none is being made. Why that is not
+    /// possible at the moment, if so.
+    async fn make_first_snapshot(&mut self) -> Result<Option<String>> {
         let state = self.state.as_ref().expect("begun before");
         let run_goes_on = self.tip.borrow().is_some_and(|tip| tip.run == state.run);
-        if state.complete.is_some() || self.first.is_some() || !run_goes_on {
-            return Ok(());
+        let is_early = self.first_again.is_some_and(|again| again > Instant::now());
+        if state.complete.is_some() || self.first.is_some() || !run_goes_on || is_early {
+            return Ok(None);
         }
         let catalog = Catalog::new(self.store.list("generations/", None).await?);
-        let pin = self.capture.snapshot_pin().await?;
-        self.read_first_snapshot(pin, &catalog).await
+        if let Some(txid) = known::complete_snapshot(&*self.store, &catalog, state.id).await? {
+            // Stored by an earlier run of the daemon, which was killed before it could note that.
+            self.first_snapshot_ended(Ok(txid))?;
+            return Ok(None);
+        }
+        match self.capture.snapshot_pin().await {
+            Ok(pin) => {
+                self.first_again = None;
+                self.read_first_snapshot(pin, &catalog).await?;
+                Ok(None)
+            }
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.first_again = Some(Instant::now() + BACKOFF.0);
+                Ok(Some(e.to_string()))
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// Reads and stores the first snapshot in the background.
@@ -663,7 +722,6 @@ impl Task {
         let header = self.header(Kind::Snapshot, page_size)?;
         let state = self.state.as_ref().expect("begun before");
         self.cancelled = Arc::default();
-        self.parts.send_replace(state.parts.clone());
         let job = FirstSnapshot {
             store: self.store.clone(),
             pending: self.pending.clone(),
@@ -672,13 +730,11 @@ impl Task {
                 ..header
             },
             known: KnownPages::load(self.store.clone(), catalog, page_size).await?,
-            parts: state.parts.clone(),
             cancelled: self.cancelled.clone(),
         };
         let urgent = self.hurry.clone();
         let making = Making {
             capture: self.capture.clone(),
-            parts: self.parts.clone(),
             sent: self.sent.subscribe(),
             hurry: Box::new(move |seq| hurry(&urgent, seq)),
             tip: self.tip.clone(),
@@ -709,7 +765,8 @@ impl Task {
     }
 
     fn publish(&mut self, trouble: Option<String>, failed: bool) {
-        if let Some(state) = self.state.as_ref().filter(|state| state.complete.is_some()) {
+        let complete = |state: &&GenerationState| self.resumed && state.complete.is_some();
+        if let Some(state) = self.state.as_ref().filter(complete) {
             self.durable = self.durable.max(Some(state.sent_seq()));
         }
         let state = self.state.as_ref();
