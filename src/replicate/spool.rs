@@ -37,6 +37,10 @@ use tokio::sync::watch;
 
 /// A log file is closed at the first commit boundary behind this many bytes.
 const ROTATE_BYTES: u64 = 16 << 20;
+/// The newest file is closed before that once half of its commits are released, unless it has no
+/// more than this many bytes of commits: it can go only when it is no longer the newest.
+const KEEP_BYTES: u64 = 64 << 10;
+
 /// A stretch of the capture without a break.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunInfo {
@@ -317,11 +321,12 @@ impl Spool {
         read_batch(&found, file, after, max_bytes).map(Some)
     }
 
-    /// What every replica has up to `seq` may go.
+    /// What every replica has up to `seq` may go. Never waits for the capture.
     ///
     /// # Errors
     /// `Disk`.
     pub fn release(&self, seq: u64) -> Result<()> {
+        self.close_if_released(seq);
         let mut logs = self.logs();
         while logs.len() > 1 && logs.front().is_some_and(|log| log.last <= seq) {
             let path = &logs.front().expect("just seen").path;
@@ -336,7 +341,28 @@ impl Spool {
         Ok(())
     }
 
-    /// Bytes on disk.
+    /// Begins the next file if most of the newest one is to go. If the capture is busy with it, the
+    /// next release comes soon.
+    fn close_if_released(&self, seq: u64) {
+        let is_due = self.logs().back().is_some_and(|log| {
+            let half = log.after + (log.last - log.after).div_ceil(2);
+            log.length - log.data > KEEP_BYTES && half <= seq
+        });
+        let Some(mut writer) = is_due.then(|| self.writer.try_lock().ok()).flatten() else {
+            return;
+        };
+        let idle = writer
+            .as_ref()
+            .filter(|writer| writer.broken.is_none() && writer.end() == writer.durable_length);
+        match idle.map(|writer| self.next_file(writer)) {
+            Some(Ok(next)) => self.take_over(&mut writer, next),
+            // Nothing is lost but room; appending tells what is wrong with the disk.
+            Some(Err(e)) => tracing::debug!("{e}"),
+            None => {}
+        }
+    }
+
+    /// Bytes on disk: of what is not released, and of no more than about as much beside it.
     pub fn bytes(&self) -> u64 {
         self.logs().iter().map(|log| log.length).sum()
     }
@@ -451,9 +477,7 @@ impl Spool {
         }
         self.tip.send_replace(Some(writer.tip()));
         if writer.durable_length - writer.data >= ROTATE_BYTES {
-            let (run, position) = (Arc::clone(&writer.run), writer.durable);
-            let next = Writer::create(&self.log_dir(), run, position, writer.bytes);
-            match next {
+            match self.next_file(writer) {
                 Ok(next) => self.take_over(&mut guard, next),
                 Err(e) => return Err(writer.latch(e)),
             }
@@ -505,6 +529,12 @@ impl Spool {
         }
         self.tip.send_replace(Some(writer.tip()));
         Ok(())
+    }
+
+    /// Makes the file that the run goes on in.
+    fn next_file(&self, writer: &Writer) -> Result<Writer> {
+        let (run, position) = (Arc::clone(&writer.run), writer.durable);
+        Writer::create(&self.log_dir(), run, position, writer.bytes)
     }
 
     fn take_over(&self, writer: &mut Option<Writer>, next: Writer) {

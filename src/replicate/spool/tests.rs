@@ -224,11 +224,43 @@ fn files_are_rotated_and_released_whole() {
         gone.to_string(),
         "the spool no longer has the commits after 1 of run 1"
     );
-    spool.release(5).unwrap();
     drop(spool);
     let spool = Spool::open(dir.path()).unwrap();
     assert_eq!(all(&spool, 1, 4), [5]);
     assert_eq!(spool.position().unwrap().seq, 5);
+}
+
+#[test]
+fn what_is_all_released_leaves_no_bytes_and_the_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(dir.path()).unwrap();
+    let mut maker = begin(&spool);
+    let many: Vec<u32> = (1..=500).collect();
+    for _ in 0..4 {
+        maker.commit(&spool, &many);
+        spool.sync().unwrap();
+    }
+    let full = spool.bytes();
+    spool.release(1).unwrap();
+    assert_eq!(spool.bytes(), full);
+    // What is appended but not durable is neither lost nor shown.
+    maker.commit(&spool, &[5]);
+    spool.release(4).unwrap();
+    assert_eq!(spool.tip().borrow().unwrap().seq, 4);
+    spool.sync().unwrap();
+    assert_eq!(all(&spool, 1, 4), [5]);
+    spool.release(4).unwrap();
+    assert_eq!(all(&spool, 1, 4), [5]);
+    spool.release(5).unwrap();
+    assert!(spool.bytes() < KEEP_BYTES, "{}", spool.bytes());
+    assert_eq!(all(&spool, 1, 5), [0; 0]);
+    maker.commit(&spool, &[7]);
+    spool.sync().unwrap();
+    let position = spool.position();
+    drop(spool);
+    let spool = Spool::open(dir.path()).unwrap();
+    assert_eq!(spool.position(), position);
+    assert_eq!(all(&spool, 1, 5), [6]);
 }
 
 #[test]

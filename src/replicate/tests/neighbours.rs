@@ -337,6 +337,12 @@ fn a_full_spool_is_waited_for_without_holding_back_the_wal() {
     assert!(app.sql("pragma wal_checkpoint(truncate)").starts_with("0,"));
     let seq = running.spool.position().unwrap().seq;
     running.spool.release(seq).unwrap();
+    running.until("a new run", || {
+        running.run() == 2 && running.capture.trouble().is_none()
+    });
+    app.sql("insert into t values(0, 'captured again')");
+    running.barrier();
+    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
     running.stop();
 }
 
