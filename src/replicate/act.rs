@@ -8,7 +8,7 @@ pub use crate::replicate::pages::SnapshotPin;
 use crate::config::{CaptureSettings, Clock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replicate::decide::{Break, TICK, Timing};
-use crate::replicate::live::{Context, Leave, Live};
+use crate::replicate::live::{Context, Leave, Live, budget};
 use crate::replicate::spool::Spool;
 use crate::replicate::wake::{Bell, Wake, Woken};
 use std::path::{Path, PathBuf};
@@ -31,6 +31,8 @@ const STOP: Duration = Duration::from_secs(5);
 pub struct Capture {
     requests: Sender<Request>,
     bell: Bell,
+    spool: Arc<Spool>,
+    max_spool_size: Option<u64>,
     trouble: Arc<Mutex<Option<String>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -63,6 +65,7 @@ impl Capture {
         let (requests, received) = channel();
         let trouble = Arc::new(Mutex::new(None));
         let (first, began) = sync_channel(1);
+        let (max_spool_size, shown) = (settings.max_spool_size, Arc::clone(&spool));
         let worker = Worker {
             context: Context {
                 database: settings.database.clone(),
@@ -91,6 +94,8 @@ impl Capture {
         Ok(Self {
             requests,
             bell,
+            spool: shown,
+            max_spool_size,
             trouble,
             thread: Mutex::new(Some(thread)),
         })
@@ -115,6 +120,11 @@ impl Capture {
     /// Why nothing is captured at the moment, if so: a sentence.
     pub fn trouble(&self) -> Option<String> {
         lock(&self.trouble).clone()
+    }
+
+    /// Bytes that the spool and the held-back WAL may take now.
+    pub fn budget(&self) -> u64 {
+        budget(self.max_spool_size, &self.spool)
     }
 
     /// Captures what is committed, leaves the WAL empty if it can (bounded, 5 s), notes how it

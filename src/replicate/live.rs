@@ -83,19 +83,7 @@ pub(super) struct Context {
 impl Context {
     /// Bytes that spool and held-back WAL may take.
     pub(super) fn budget(&self) -> u64 {
-        self.settings.max_spool_size.unwrap_or_else(|| {
-            let dir = self.spool.dir();
-            match nix::sys::statvfs::statvfs(dir) {
-                Ok(stat) => {
-                    let free = stat.blocks_available() * stat.fragment_size();
-                    ((free + self.spool.bytes()) / 10).min(BUDGET_MAX)
-                }
-                Err(errno) => {
-                    tracing::warn!("free space of {}: {errno}", dir.display());
-                    BUDGET_MAX
-                }
-            }
-        })
+        budget(self.settings.max_spool_size, &self.spool)
     }
 
     fn now(&self) -> Timestamp {
@@ -105,6 +93,23 @@ impl Context {
     fn sql(&self, error: &rusqlite::Error) -> Error {
         from_sqlite(&self.database, error)
     }
+}
+
+/// Bytes that spool and held-back WAL may take now.
+pub(super) fn budget(max_spool_size: Option<u64>, spool: &Spool) -> u64 {
+    max_spool_size.unwrap_or_else(|| {
+        let dir = spool.dir();
+        match nix::sys::statvfs::statvfs(dir) {
+            Ok(stat) => {
+                let free = stat.blocks_available() * stat.fragment_size();
+                ((free + spool.bytes()) / 10).min(BUDGET_MAX)
+            }
+            Err(errno) => {
+                tracing::warn!("free space of {}: {errno}", dir.display());
+                BUDGET_MAX
+            }
+        }
+    })
 }
 
 /// An open database.
@@ -146,7 +151,7 @@ pub(super) struct Live {
     is_stopping: bool,
 }
 
-/// A snapshot pin that is exact as far as we know.
+/// A snapshot pin of the run, exact or let go.
 struct Watched {
     pin: Weak<PinState>,
     /// Where the WAL stood when it was opened.

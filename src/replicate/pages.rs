@@ -12,6 +12,7 @@ use crate::replicate::copy::WalFile;
 use crate::replicate::decide::Pin;
 use crate::replicate::observe::{Index, settled_index};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -134,18 +135,23 @@ fn read_run(
     Ok(())
 }
 
-/// Opens a read transaction and finds out what it sees.
+/// Opens a read transaction and finds out what it sees. Waits for no lock once `is_ended`.
 ///
 /// # Errors
 /// `Unavailable` if a lock stays taken.
-pub(super) fn begin_view(connection: &Connection, wal: &WalFile) -> Result<(View, Index)> {
+pub(super) fn begin_view(
+    connection: &Connection,
+    wal: &WalFile,
+    is_ended: &AtomicBool,
+) -> Result<(View, Index)> {
     let failed = |e: &rusqlite::Error| from_sqlite(wal.path(), e);
     let start = Instant::now();
+    let may_wait = || start.elapsed() < OPEN && !is_ended.load(Ordering::Acquire);
     loop {
         let before = settled_index(connection, SETTLE).map_err(|e| failed(&e))?;
         match connection.begin_read() {
             Ok(()) => {}
-            Err(e) if is_busy(&e) && start.elapsed() < OPEN => {
+            Err(e) if is_busy(&e) && may_wait() => {
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             }
@@ -158,7 +164,7 @@ pub(super) fn begin_view(connection: &Connection, wal: &WalFile) -> Result<(View
             return Ok((view, after));
         }
         connection.end().map_err(|e| failed(&e))?;
-        if start.elapsed() > OPEN {
+        if !may_wait() {
             return Err(Error::unavailable(format!(
                 "the wal-index of {} does not settle",
                 wal.path().display()
@@ -181,6 +187,10 @@ pub struct SnapshotPin {
 #[derive(Debug)]
 pub(super) struct PinState {
     inner: Mutex<PinInner>,
+    /// Set for good before the lock is asked for to do the same: no one who only looks waits for a
+    /// reader, and a reader does not begin again.
+    is_let_go: AtomicBool,
+    is_ended: AtomicBool,
     database: PathBuf,
 }
 
@@ -193,6 +203,11 @@ struct PinInner {
 }
 
 impl PinState {
+    /// False once the pin was let go. Never waits for its reader.
+    pub(super) fn may_be_exact(&self) -> bool {
+        !self.is_let_go.load(Ordering::Acquire)
+    }
+
     /// What the pin sees while it is exact.
     pub(super) fn exact(&self) -> Option<View> {
         self.lock().exact
@@ -200,6 +215,7 @@ impl PinState {
 
     /// Lets the transaction go; from now on pages are read in short ones.
     pub(super) fn let_go(&self) {
+        self.is_let_go.store(true, Ordering::Release);
         let mut inner = self.lock();
         if inner.exact.take().is_some()
             && let Some((connection, _)) = &inner.open
@@ -211,8 +227,10 @@ impl PinState {
         }
     }
 
-    /// Ends the pin with its run.
+    /// Ends the pin with its run. Waits for a read, but not for one that waits for a lock.
     pub(super) fn end(&self) {
+        self.is_let_go.store(true, Ordering::Release);
+        self.is_ended.store(true, Ordering::Release);
         let mut inner = self.lock();
         inner.exact = None;
         inner.open = None;
@@ -254,6 +272,8 @@ impl SnapshotPin {
                 open: Some((connection, wal)),
                 exact,
             }),
+            is_let_go: AtomicBool::new(exact.is_none()),
+            is_ended: AtomicBool::new(false),
             database,
         });
         let pin = Self {
@@ -343,7 +363,7 @@ impl SnapshotPin {
                     read_run(connection, wal, view, first, self.at.page_size, &mut bytes)?;
                 }
                 None => {
-                    let view = begin_view(connection, wal)?.0;
+                    let view = begin_view(connection, wal, &self.state.is_ended)?.0;
                     let read =
                         read_run(connection, wal, view, first, self.at.page_size, &mut bytes);
                     connection.end().map_err(|e| from_sqlite(wal.path(), &e))?;

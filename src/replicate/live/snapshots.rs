@@ -95,25 +95,24 @@ impl Live {
     /// Lets snapshot pins go that are in the application's way. True if one must be watched
     /// closely.
     pub(super) fn watch_snapshots(&mut self, seen: &Seen) -> Result<bool> {
-        self.snapshots.retain(|watched| {
-            watched
-                .pin
-                .upgrade()
-                .is_some_and(|pin| pin.exact().is_some())
+        // One that was let go reads on, and must end with the run.
+        self.snapshots
+            .retain(|watched| watched.pin.strong_count() > 0);
+        let pins = self.snapshots.iter().filter_map(|watched| {
+            let pin = watched.pin.upgrade().filter(|pin| pin.may_be_exact())?;
+            Some((pin, watched.at))
         });
-        if self.snapshots.is_empty() {
+        let exact: Vec<_> = pins.collect();
+        if exact.is_empty() {
             return Ok(false);
         }
         let held = self.context.spool.bytes() + self.wal.bytes()?;
         let is_over = held > self.context.budget();
         let mut is_close = false;
-        for watched in &self.snapshots {
-            let Some(pin) = watched.pin.upgrade() else {
-                continue;
-            };
+        for (pin, at) in exact {
             let in_the_way = match pin.exact() {
                 None => false,
-                Some(View::File) => seen.index.end.frame > 0 && seen.index.end != watched.at,
+                Some(View::File) => seen.index.end.frame > 0 && seen.index.end != at,
                 Some(View::Wal { last }) => {
                     is_close = true;
                     // Before it backfills, a PASSIVE one beside a busy writer looks the same.

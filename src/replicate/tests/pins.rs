@@ -1,5 +1,6 @@
 //! Snapshot pins beside an application that goes on.
 
+use crate::error::ErrorKind;
 use crate::format::ids::Pgno;
 use crate::replicate::act::SnapshotPin;
 use crate::replicate::tests::world::{App, Image, Running, World};
@@ -134,6 +135,31 @@ fn a_pin_on_lock_0_is_let_go_at_the_next_commit() {
     app.sql("delete from t where id > 10");
     app.sql("vacuum");
     check_against(&mut app, &running, &pin, image);
+    running.stop();
+}
+
+#[test]
+fn a_pin_that_was_let_go_ends_with_its_run_too() {
+    let mut world = World::new();
+    world.settings.max_spool_size = Some(1 << 20);
+    let mut app = world.app_with_table();
+    let running = world.capture();
+    assert_eq!(running.capture.budget(), 1 << 20);
+    let mut pin = running.pin();
+    pin.let_go();
+    app.sql("insert into t values(1, 'small')");
+    running.barrier();
+    let mut page = vec![0; 4096];
+    pin.read(Pgno::FIRST, &mut page).unwrap();
+    app.sql("insert into t values(2, randomblob(3000000))");
+    running.until("a new run", || {
+        running.run() == 2 && running.capture.trouble().is_none()
+    });
+    let ended = pin.read(Pgno::new(9).unwrap(), &mut page).unwrap_err();
+    assert_eq!(ended.kind(), ErrorKind::Conflict);
+    app.sql("insert into t values(3, 'small')");
+    running.barrier();
+    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
     running.stop();
 }
 
