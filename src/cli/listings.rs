@@ -38,7 +38,7 @@ pub(crate) async fn generations(args: Listing) -> Result<()> {
             json!(generation.claim.map(|claim| claim.reason)),
         ]);
     }
-    table::print(&COLUMNS, &rows, args.json);
+    table::print(&COLUMNS, &rows, args.json)?;
     damage(&replica)
 }
 
@@ -65,7 +65,7 @@ pub(crate) async fn snapshots(args: Listing) -> Result<()> {
             json!(snapshot.is_complete),
         ]);
     }
-    table::print(&COLUMNS, &rows, args.json);
+    table::print(&COLUMNS, &rows, args.json)?;
     damage(&replica)
 }
 
@@ -91,7 +91,7 @@ pub(crate) async fn wal(args: OfGeneration) -> Result<()> {
             json!(segment.bytes),
         ]);
     }
-    table::print(&COLUMNS, &rows, args.listing.json);
+    table::print(&COLUMNS, &rows, args.listing.json)?;
     damage(&replica)
 }
 
@@ -122,7 +122,7 @@ pub(crate) async fn points(args: Points) -> Result<()> {
             json!(page_size.map(|bytes| u64::from(point.pages) * u64::from(bytes))),
         ]);
     }
-    table::print(&COLUMNS, &rows, args.of.listing.json);
+    table::print(&COLUMNS, &rows, args.of.listing.json)?;
     damage(&replica)
 }
 

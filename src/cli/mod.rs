@@ -17,8 +17,8 @@ use sqlrepl::materialize::cache::BlockCache;
 use sqlrepl::materialize::replica::Replica;
 use sqlrepl::storage::Store;
 use sqlrepl::storage::directory::DirectoryStore;
-use std::io::IsTerminal;
-use std::path::Path;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -57,10 +57,7 @@ fn run(command: args::Command) -> Result<()> {
             args::Command::Snapshots(args) => listings::snapshots(args).await,
             args::Command::Wal(args) => listings::wal(args).await,
             args::Command::Points(args) => listings::points(args).await,
-            args::Command::Version => {
-                println!("sqlrepl {}", env!("CARGO_PKG_VERSION"));
-                Ok(())
-            }
+            args::Command::Version => say(concat!("sqlrepl ", env!("CARGO_PKG_VERSION"))),
         }
     });
     // What still runs holds nothing that its end could harm; a read of a store that hangs must not
@@ -88,6 +85,23 @@ fn start_log() {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+}
+
+/// Prints a line, or several.
+///
+/// # Errors
+/// `Disk`, but not if whoever read it has gone: then nobody misses the rest.
+fn say(lines: &str) -> Result<()> {
+    say_to(&mut io::stdout().lock(), lines)
+}
+
+fn say_to(out: &mut impl Write, lines: &str) -> Result<()> {
+    match writeln!(out, "{lines}").and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::disk("write to the standard output", e))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The system's clock.
@@ -130,7 +144,34 @@ fn store_at(place: &str) -> Result<Arc<dyn Store>> {
             "{place}: {scheme} is no kind of replica; give a directory"
         )));
     }
-    Ok(DirectoryStore::open(Path::new(place))?)
+    Ok(DirectoryStore::open(&real_path(Path::new(place))?)?)
+}
+
+/// The one path of a directory, however it is written, so that it is one location: absolute, with
+/// the links resolved in as much of it as exists.
+fn real_path(path: &Path) -> Result<PathBuf> {
+    let unusable = |e| Error::invalid(format!("{}: no path", path.display())).because(e);
+    let absolute = std::path::absolute(path).map_err(unusable)?;
+    let existing = absolute
+        .ancestors()
+        .find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    Ok(match existing {
+        Some((ancestor, real)) => {
+            let rest = absolute.strip_prefix(ancestor).expect("it is an ancestor");
+            // Collected anew: to join nothing ends a path in a slash.
+            real.join(rest).components().collect()
+        }
+        None => absolute.components().collect(),
+    })
+}
+
+/// How messages and `--replica` name the replica at a place: as the user does, but for a slash at
+/// the end.
+fn replica_name(place: &str) -> &str {
+    match place.trim_end_matches('/') {
+        "" => place,
+        name => name,
+    }
 }
 
 /// The store at a place that must be there already, to be read.
@@ -149,4 +190,60 @@ async fn replica_at(place: &str) -> Result<Arc<Replica>> {
     let replica = Replica::new(existing_store_at(place)?, cache);
     replica.refresh().await?;
     Ok(replica)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn one_directory_is_one_location_however_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir(root.join("r")).unwrap();
+        symlink(&root, root.join("link")).unwrap();
+        let location = |place: &str| {
+            let place = format!("{}/{place}", root.display());
+            store_at(&place).unwrap().location().to_owned()
+        };
+        for place in ["r", "r/", "r//", "./r", "link/r", "link/r/"] {
+            assert_eq!(location(place), root.join("r").to_str().unwrap(), "{place}");
+        }
+        // Not there yet, and then it is.
+        let before: Vec<String> = ["a/b", "a/b/", "link/a/b"].map(location).to_vec();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        assert_eq!(before, vec![location("a/b"); 3]);
+    }
+
+    #[test]
+    fn a_replica_is_called_what_the_user_calls_it() {
+        for (place, name) in [("r", "r"), ("r/", "r"), ("./r//", "./r"), ("/", "/")] {
+            assert_eq!(replica_name(place), name);
+        }
+    }
+
+    /// Fails with this error.
+    struct Failing(io::ErrorKind);
+
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(self.0.into())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_is_no_failure_and_a_full_disk_is() {
+        say_to(&mut Failing(io::ErrorKind::BrokenPipe), "line").unwrap();
+        let full = say_to(&mut Failing(io::ErrorKind::StorageFull), "line").unwrap_err();
+        assert_eq!(full.kind(), ErrorKind::Disk);
+        let mut out = Vec::new();
+        say_to(&mut out, "line").unwrap();
+        assert_eq!(out, b"line\n");
+    }
 }

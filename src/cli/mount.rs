@@ -1,7 +1,7 @@
 //! `sqlrepl mount`
 
 use crate::cli::args::Mount;
-use crate::cli::{clock, existing_store_at, stop_signal};
+use crate::cli::{clock, existing_store_at, say, stop_signal};
 use sqlrepl::error::Result;
 use sqlrepl::mount::session::{self, MountOptions, Ready};
 use std::path::PathBuf;
@@ -33,9 +33,13 @@ pub(crate) async fn run(args: Mount) -> Result<()> {
 /// The one line of a mount.
 fn say_ready(ready: &Ready) {
     let place = ready.mountpoint.display();
-    match ready.databases {
-        Some(1) => println!("mounted 1 database on {place}"),
-        Some(databases) => println!("mounted {databases} databases on {place}"),
-        None => println!("mounted on {place}; it fills when the replicas answer"),
+    let line = match ready.databases {
+        Some(1) => format!("mounted 1 database on {place}"),
+        Some(databases) => format!("mounted {databases} databases on {place}"),
+        None => format!("mounted on {place}; it fills when the replicas answer"),
+    };
+    // The mount serves whether or not somebody reads of it.
+    if let Err(e) = say(&line) {
+        tracing::warn!("{e}");
     }
 }

@@ -1,7 +1,7 @@
 //! `sqlrepl replicate`
 
 use crate::cli::args::Replicate;
-use crate::cli::{clock, stop_signal, store_at};
+use crate::cli::{clock, replica_name, stop_signal, store_at};
 use sqlrepl::config::CaptureSettings;
 use sqlrepl::daemon::{self, Replica, Replicated};
 use sqlrepl::error::{Error, Result};
@@ -21,7 +21,7 @@ pub(crate) async fn run(args: Replicate) -> Result<()> {
             return Err(Error::invalid(format!("{place} is given twice")));
         }
         replicas.push(Replica {
-            name: place.clone(),
+            name: replica_name(place).to_owned(),
             store,
             sync_interval: args.sync_interval,
         });

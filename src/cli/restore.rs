@@ -1,7 +1,7 @@
 //! `sqlrepl restore`
 
 use crate::cli::args::Restore;
-use crate::cli::{clock, replica_at};
+use crate::cli::{clock, replica_at, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use sqlrepl::error::Result;
 use sqlrepl::format::ids::RestorePoint;
@@ -30,15 +30,14 @@ pub(crate) async fn run(args: Restore) -> Result<()> {
     let database = replica.open(&point).await?;
     if args.dry_run {
         let summary = summarize(&database, &args.output).await?;
-        println!(
+        return say(&format!(
             "would restore {}: {} bytes, from {} bytes in {} objects by {} reads",
             described(&args, &point),
             summary.file_bytes,
             summary.stored_bytes,
             summary.objects,
             summary.reads
-        );
-        return Ok(());
+        ));
     }
     let (bar, progress) = progress();
     let options = RestoreOptions {
@@ -48,12 +47,11 @@ pub(crate) async fn run(args: Restore) -> Result<()> {
     let restored = restore(&database, &args.output, &options).await;
     bar.finish_and_clear();
     let summary = restored?;
-    println!(
+    say(&format!(
         "restored {}: {} bytes",
         described(&args, &point),
         summary.file_bytes
-    );
-    Ok(())
+    ))
 }
 
 fn described(args: &Restore, point: &RestorePoint) -> String {

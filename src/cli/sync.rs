@@ -1,6 +1,7 @@
 //! `sqlrepl sync`
 
 use crate::cli::args::Sync;
+use crate::cli::replica_name;
 use crate::cli::replicate::full_path;
 use sqlrepl::daemon::{self, control};
 use sqlrepl::error::Result;
@@ -10,5 +11,6 @@ pub(crate) async fn run(args: Sync) -> Result<()> {
         Some(path) => path,
         None => daemon::default_meta_path(&full_path(&args.database)?),
     };
-    control::sync(&meta_path, args.replica, args.timeout).await
+    let replica = args.replica.map(|place| replica_name(&place).to_owned());
+    control::sync(&meta_path, replica, args.timeout).await
 }

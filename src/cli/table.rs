@@ -1,6 +1,8 @@
 //! Aligned tables, and JSON arrays of the same rows.
 
+use crate::cli::say;
 use serde_json::{Map, Value};
+use sqlrepl::error::Result;
 
 /// How a column lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,11 +15,14 @@ pub(crate) enum Align {
 pub(crate) type Column = (&'static str, Align);
 
 /// Prints rows as a table, or as one JSON array of objects.
-pub(crate) fn print(columns: &[Column], rows: &[Vec<Value>], json: bool) {
+///
+/// # Errors
+/// As [`say`].
+pub(crate) fn print(columns: &[Column], rows: &[Vec<Value>], json: bool) -> Result<()> {
     if json {
-        println!("{}", as_json(columns, rows));
+        say(&as_json(columns, rows).to_string())
     } else {
-        print!("{}", as_text(columns, rows));
+        say(as_text(columns, rows).trim_end_matches('\n'))
     }
 }
 

@@ -15,6 +15,9 @@ use tokio::task::JoinHandle;
 
 const SOCKET: &str = "control.sock";
 
+/// Wait after a request that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// What can be asked.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -72,9 +75,19 @@ pub(crate) fn serve(meta_path: &Path, daemon: Arc<Daemon>) -> Result<JoinHandle<
         bind().map_err(|e| Error::disk(format!("open {}/{SOCKET}", meta_path.display()), e))?;
     let daemon = Arc::downgrade(&daemon);
     Ok(tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
+        loop {
+            let accepted = listener.accept().await;
             let Some(daemon) = daemon.upgrade() else {
                 return;
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                // Such as too many open files, which passes.
+                Err(e) => {
+                    tracing::warn!("accept a request on the control socket: {e}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
             };
             tokio::spawn(async move {
                 if let Err(e) = answer(stream, &daemon).await {

@@ -3,21 +3,37 @@
 pub mod control;
 
 use crate::config::{CaptureSettings, Clock};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::ids::WriterId;
 use crate::replicate::act::Capture;
+use crate::replicate::history;
 use crate::replicate::identity::Identity;
 use crate::replicate::spool::Spool;
 use crate::replicate::upload::{ReplicaSettings, Status, Uploader};
 use crate::storage::Store;
+use crate::storage::catalog::Catalog;
+use futures_util::future::join_all;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long a stop waits for what is pending to reach the replicas.
 const FLUSH: Duration = Duration::from_secs(10);
+
+/// How long it waits at least for what was captured by the stop itself.
+const FLUSH_REST: Duration = Duration::from_secs(3);
+
+/// How long it waits for an uploader that is in the middle of something.
+const UPLOADER_STOP: Duration = Duration::from_secs(1);
+
+/// How long a start waits for the replicas to say which database they hold.
+const ASK_REPLICAS: Duration = Duration::from_secs(3);
+
+/// How often a `sync` asks a capture that is away.
+const BARRIER_POLL: Duration = Duration::from_millis(50);
 
 /// How often the spool is looked at for what may go.
 const RELEASE_INTERVAL: Duration = Duration::from_secs(1);
@@ -58,27 +74,24 @@ pub struct Daemon {
 pub async fn run(settings: Replicated, clock: Clock, stop: impl Future<Output = ()>) -> Result<()> {
     let meta_path = settings.capture.meta_path.clone();
     let spool = Arc::new(Spool::open(&meta_path)?);
-    let daemon = Arc::new(Daemon::start(settings, spool.clone(), clock)?);
+    let daemon = Arc::new(Daemon::start(settings, spool.clone(), clock).await?);
     let control = control::serve(&meta_path, daemon.clone())?;
     let mut failed = std::pin::pin!(daemon.all_failed());
     let mut stop = std::pin::pin!(stop);
-    loop {
+    let mut outcome = Ok(());
+    while outcome.is_ok() {
         tokio::select! {
             () = &mut stop => break,
             () = &mut failed => break,
-            () = tokio::time::sleep(RELEASE_INTERVAL) => daemon.release(&spool)?,
+            () = tokio::time::sleep(RELEASE_INTERVAL) => outcome = daemon.release(&spool),
         }
     }
     control.abort();
-    daemon.flush().await;
-    daemon.release(&spool)?;
-    daemon.capture.stop().await?;
-    daemon.flush_rest(&spool).await;
-    daemon.stop().await
+    outcome.and(daemon.stop(&spool).await)
 }
 
 impl Daemon {
-    fn start(settings: Replicated, spool: Arc<Spool>, clock: Clock) -> Result<Self> {
+    async fn start(settings: Replicated, spool: Arc<Spool>, clock: Clock) -> Result<Self> {
         let Replicated {
             capture,
             replicas,
@@ -93,6 +106,7 @@ impl Daemon {
         let path = meta_path.join("database-id");
         let identity = Arc::new(Identity::load(path, WriterId(writer), host, name.clone())?);
         let capture = Arc::new(Capture::start(capture, spool.clone(), clock.clone())?);
+        decide_database(&identity, &replicas).await?;
         let mut uploaders = Vec::new();
         for replica in replicas {
             let settings = ReplicaSettings {
@@ -125,7 +139,7 @@ impl Daemon {
     /// `Invalid` if no replica has that name; `Unavailable`, with the reason, if it is not so
     /// within `timeout`; what keeps the capture from working.
     pub async fn sync(&self, replica: Option<&str>, timeout: Duration) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + timeout;
+        let deadline = Instant::now() + timeout;
         let wanted: Vec<_> = self
             .uploaders
             .iter()
@@ -143,7 +157,7 @@ impl Daemon {
                 names.join(", ")
             )));
         }
-        let seq = match tokio::time::timeout_at(deadline, self.capture.barrier()).await {
+        let seq = match timeout_at(deadline, self.barrier(deadline)).await {
             Ok(seq) => seq?,
             Err(_) => {
                 let why = self
@@ -162,7 +176,7 @@ impl Daemon {
         for (name, uploader) in wanted {
             let mut status = uploader.status.clone();
             let there = status.wait_for(|status| status.failed || status.has(seq));
-            match tokio::time::timeout_at(deadline, there).await {
+            match timeout_at(deadline, there).await {
                 Ok(Ok(status)) if !status.failed => {}
                 _ => return Err(not_durable(name, &uploader.status, timeout)),
             }
@@ -170,28 +184,57 @@ impl Daemon {
         Ok(())
     }
 
-    /// Returns when every replica gave up; never if there is one that did not.
-    async fn all_failed(&self) {
-        for (_, uploader) in &self.uploaders {
-            let mut status = uploader.status.clone();
-            if status.wait_for(|status| status.failed).await.is_err() {
-                std::future::pending::<()>().await;
+    /// Captures up to now; asks again, up to a moment before `deadline`, while the capture is away.
+    async fn barrier(&self, deadline: Instant) -> Result<u64> {
+        loop {
+            match self.capture.barrier().await {
+                Err(e)
+                    if e.kind() == ErrorKind::Unavailable
+                        && Instant::now() + BARRIER_POLL * 2 < deadline =>
+                {
+                    tokio::time::sleep(BARRIER_POLL).await;
+                }
+                answer => return answer,
             }
         }
     }
 
-    /// Lets the spool drop what every replica has.
+    /// Returns when every replica gave up; never if there is one that did not.
+    async fn all_failed(&self) {
+        let each = self.uploaders.iter().map(|(name, uploader)| async move {
+            let mut status = uploader.status.clone();
+            if status.wait_for(|status| status.failed).await.is_err() {
+                tracing::error!(replica = %name, "{ENDED}");
+            }
+        });
+        join_all(each).await;
+    }
+
+    /// Lets the spool drop what every replica has, or, before it is full, what one of them has.
     fn release(&self, spool: &Spool) -> Result<()> {
-        let needs: Option<Vec<u64>> = self
+        let needs: Vec<Option<u64>> = self
             .uploaders
             .iter()
-            .filter(|(_, uploader)| !uploader.status.borrow().failed)
+            .filter(|(_, uploader)| !gave_up(&uploader.status))
             .map(|(_, uploader)| uploader.status.borrow().needs)
             .collect();
-        match needs.and_then(|needs| needs.into_iter().min()) {
+        let is_tight = spool.bytes() > self.capture.budget() / 2;
+        match may_go(&needs, is_tight) {
             Some(seq) => spool.release(seq),
             None => Ok(()),
         }
+    }
+
+    /// Sends what is pending and ends everything. Each step is taken whatever came of those before
+    /// it; the first failure is returned.
+    async fn stop(&self, spool: &Spool) -> Result<()> {
+        let deadline = Instant::now() + FLUSH;
+        self.flush().await;
+        let outcome = self.release(spool);
+        let outcome = outcome.and(self.capture.stop().await);
+        self.flush_rest(spool, deadline.max(Instant::now() + FLUSH_REST))
+            .await;
+        outcome.and(self.stop_uploaders().await)
     }
 
     async fn flush(&self) {
@@ -203,7 +246,7 @@ impl Daemon {
     }
 
     /// What was captured by the stop itself.
-    async fn flush_rest(&self, spool: &Spool) {
+    async fn flush_rest(&self, spool: &Spool, deadline: Instant) {
         let Some(seq) = spool.tip().borrow().map(|tip| tip.seq) else {
             return;
         };
@@ -213,18 +256,76 @@ impl Daemon {
         for (name, uploader) in &self.uploaders {
             let mut status = uploader.status.clone();
             let sent = status.wait_for(|status| status.failed || status.needs >= Some(seq));
-            if tokio::time::timeout(FLUSH, sent).await.is_err() {
+            if timeout_at(deadline, sent).await.is_err() {
                 tracing::warn!(replica = %name, "the last commits stay in the spool");
             }
         }
     }
 
-    async fn stop(&self) -> Result<()> {
-        let mut outcome = Ok(());
-        for (_, uploader) in &self.uploaders {
-            outcome = outcome.and(uploader.stop().await);
-        }
-        outcome
+    async fn stop_uploaders(&self) -> Result<()> {
+        let each = self.uploaders.iter().map(|(name, uploader)| async move {
+            if uploader.status.has_changed().is_err() && !uploader.status.borrow().failed {
+                return Err(Error::unavailable(format!("replica {name}: {ENDED}")));
+            }
+            let stopped = timeout(UPLOADER_STOP, uploader.stop()).await;
+            stopped.unwrap_or_else(|_| {
+                tracing::warn!(replica = %name, "the store did not answer before the end");
+                Ok(())
+            })
+        });
+        join_all(each).await.into_iter().collect()
+    }
+}
+
+/// Said of an uploader that panicked, which is logged.
+const ENDED: &str = "its uploader ended unexpectedly; start replicate again";
+
+/// The uploader does nothing any more.
+fn gave_up(status: &watch::Receiver<Status>) -> bool {
+    status.borrow().failed || status.has_changed().is_err()
+}
+
+/// Up to where the spool may drop, given after which `seq` each replica needs it. A replica that
+/// has not said so yet needs everything. When the spool is tight the replicas that are behind have
+/// to begin anew, so that the one that is ahead can go on.
+fn may_go(needs: &[Option<u64>], is_tight: bool) -> Option<u64> {
+    if is_tight {
+        needs.iter().copied().flatten().max()
+    } else {
+        // None is less than any number.
+        needs.iter().copied().min().flatten()
+    }
+}
+
+/// Decides which database it is, if that is not known, by the first replica that holds one: else an
+/// empty replica would draw a new id, and the others would be refused. A replica that does not
+/// answer has no say.
+async fn decide_database(identity: &Identity, replicas: &[Replica]) -> Result<()> {
+    if identity.database_id().is_some() {
+        return Ok(());
+    }
+    let each = replicas.iter().map(|replica| async move {
+        let held = async {
+            let listing = replica.store.list("generations/", None).await?;
+            history::database_id(&*replica.store, &Catalog::new(listing)).await
+        };
+        let found = match timeout(ASK_REPLICAS, held).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(e)) => {
+                tracing::warn!(replica = %replica.name, "not asked which database it holds: {e}");
+                None
+            }
+            Err(_) => {
+                let seconds = ASK_REPLICAS.as_secs();
+                tracing::warn!(replica = %replica.name, "no answer within {seconds} s");
+                None
+            }
+        };
+        found.map(|id| (id, replica.store.location()))
+    });
+    match join_all(each).await.into_iter().flatten().next() {
+        Some((id, location)) => identity.decide(Some(id), location).map(drop),
+        None => Ok(()),
     }
 }
 
@@ -236,9 +337,11 @@ impl Status {
 }
 
 fn not_durable(name: &str, status: &watch::Receiver<Status>, timeout: Duration) -> Error {
+    let has_ended = status.has_changed().is_err();
     let status = status.borrow();
     let why = match (&status.trouble, status.durable) {
         (Some(trouble), _) => trouble.clone(),
+        (None, _) if has_ended => ENDED.to_owned(),
         (None, None) => "its first snapshot is not stored yet".to_owned(),
         (None, Some(_)) => "commits are still on their way".to_owned(),
     };
@@ -259,4 +362,83 @@ pub fn default_meta_path(database: &Path) -> std::path::PathBuf {
     name.push(database.file_name().unwrap_or_default());
     name.push("-sqlrepl");
     database.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::claim::Claim;
+    use crate::format::ids::{DatabaseId, GenerationId, Timestamp};
+    use crate::format::key::{Key, ObjectKey};
+    use crate::storage::Body;
+    use crate::storage::fault::{Fault, FaultStore, every};
+    use crate::storage::memory::MemoryStore;
+
+    #[test]
+    fn the_spool_keeps_what_any_replica_needs_until_it_is_tight() {
+        for (needs, roomy, tight) in [
+            (&[Some(3), Some(7)][..], Some(3), Some(7)),
+            (&[Some(3)], Some(3), Some(3)),
+            (&[None, Some(7)], None, Some(7)),
+            (&[None, None], None, None),
+            (&[], None, None),
+        ] {
+            assert_eq!(may_go(needs, false), roomy, "{needs:?}");
+            assert_eq!(may_go(needs, true), tight, "{needs:?}, tight");
+        }
+    }
+
+    #[test]
+    fn an_uploader_that_panicked_counts_as_one_that_gave_up() {
+        let (sender, status) = watch::channel(Status::default());
+        assert!(!gave_up(&status));
+        drop(sender);
+        assert!(gave_up(&status));
+        let said = not_durable("r", &status, Duration::from_secs(1)).to_string();
+        assert!(said.contains(ENDED), "{said}");
+    }
+
+    fn replica(store: Arc<dyn Store>) -> Replica {
+        Replica {
+            name: "r".into(),
+            store,
+            sync_interval: Duration::ZERO,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_id_comes_from_the_first_replica_that_has_one() {
+        let generation = GenerationId {
+            ordinal: 1,
+            random: 2,
+        };
+        let (id, writer) = (DatabaseId([7; 16]), WriterId([1; 8]));
+        let claim = Claim {
+            generation,
+            database_id: id,
+            writer_id: writer,
+            parent: None,
+            host: "host".into(),
+            path: "/data/app.db".into(),
+            started: Timestamp::from_micros(1),
+            reason: "first start".into(),
+        };
+        let object = ObjectKey::Claim;
+        let key = Key { generation, object }.to_string();
+        let old = MemoryStore::new();
+        let body = Body::Bytes(claim.encode().into());
+        old.put(&key, body).await.unwrap();
+        let away = FaultStore::new(old.clone());
+        away.set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("database-id");
+        let identity = Identity::load(path, writer, "host".into(), "app.db".into()).unwrap();
+        let mut replicas = vec![replica(away), replica(MemoryStore::new())];
+        decide_database(&identity, &replicas).await.unwrap();
+        assert_eq!(identity.database_id(), None);
+        replicas.push(replica(old));
+        decide_database(&identity, &replicas).await.unwrap();
+        assert_eq!(identity.database_id(), Some(id));
+    }
 }

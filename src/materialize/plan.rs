@@ -144,6 +144,9 @@ pub(crate) fn reach(shape: &Shape) -> Reach {
     let mut reach = Reach::default();
     for (order, &(index, base)) in complete.iter().enumerate() {
         let next = complete.get(order + 1).map(|&(_, next)| next.txid);
+        if next == Some(base.txid) {
+            continue;
+        }
         let limit = next.and_then(|next| Txid::new(next.get() - 1));
         let (end, why) = reached_from(base, shape);
         let last = limit.map_or(end, |limit| limit.min(end));

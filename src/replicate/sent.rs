@@ -1,7 +1,7 @@
 //! Segments on the local disk: the one that waits to be stored, and the last one that was, from
 //! which the next one takes its list of predecessors.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::container::{Footer, SectionKind, TAIL_BYTES, Tail};
 use crate::format::segment::{self, Predecessor, SegmentIndex, TimelineEntry};
 use crate::replicate::spool::SpooledCommit;
@@ -17,6 +17,10 @@ const PREDECESSORS: usize = 64;
 /// The index of a segment is read only if it is at most this long, inflated: longer ones are in no
 /// list.
 const INDEX_BYTES: u64 = 64 << 10;
+
+/// What the indexes of a list take in memory at most. This is above what 64 KiB, the most that a
+/// list carries, decode to.
+const INDEXES_MEMORY: usize = 1 << 20;
 
 /// A larger segment is not kept once it is stored; after a restart the list then begins anew.
 const KEPT_BYTES: u64 = 4 << 20;
@@ -70,8 +74,12 @@ impl SentSegment {
         };
         let timeline =
             segment::decode_timeline_section(&footer.header, &open(SectionKind::Timeline)?)?;
-        let versions = footer.section(SectionKind::Versions);
-        let index = if versions.is_some_and(|place| place.raw_length <= INDEX_BYTES) {
+        let index_bytes: u64 = SegmentIndex::SECTIONS
+            .iter()
+            .filter_map(|&kind| footer.section(kind))
+            .map(|place| place.raw_length)
+            .sum();
+        let index = if index_bytes <= INDEX_BYTES {
             let [blocks, versions, timeline] = SegmentIndex::SECTIONS;
             let (blocks, versions, timeline) = (open(blocks)?, open(versions)?, open(timeline)?);
             Some(SegmentIndex::decode(
@@ -149,10 +157,17 @@ impl Recent {
             self.segments.pop_front();
         }
         self.segments.push_back(segment);
+        let mut taken = 0;
+        for segment in self.segments.iter_mut().rev() {
+            taken += segment.index.as_ref().map_or(0, memory_of);
+            if taken > INDEXES_MEMORY {
+                segment.index = None;
+            }
+        }
     }
 
     /// After a restart: what the last stored segment listed, and itself as `key`, if it is the one
-    /// with this hash.
+    /// with this hash. The list only spares readers some requests, so a damaged file gives none.
     ///
     /// # Errors
     /// `Disk`.
@@ -163,13 +178,87 @@ impl Recent {
         hash: &crate::format::ids::ObjectHash,
     ) -> Result<()> {
         self.segments.clear();
-        let Some(sent) = SentSegment::read(&directory.join(Self::FILE))? else {
-            return Ok(());
+        let sent = match SentSegment::read(&directory.join(Self::FILE)) {
+            Ok(Some(sent)) => sent,
+            Ok(None) => return Ok(()),
+            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Invalid) => {
+                tracing::warn!("the list of stored segments begins anew: {e}");
+                return Ok(());
+            }
+            Err(e) => return Err(e),
         };
         if sent.footer.hash == *hash {
             self.segments.extend(sent.predecessors);
             self.push(Predecessor::new(key, &sent.footer, sent.index));
         }
         Ok(())
+    }
+}
+
+/// Bytes of a decoded index.
+fn memory_of(index: &SegmentIndex) -> usize {
+    size_of_val(&*index.versions)
+        + size_of_val(&*index.timeline)
+        + size_of_val(&*index.blocks.blocks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::container::BlockTable;
+    use crate::format::ids::{ObjectHash, ObjectId, Pgno, Txid};
+
+    fn segment(number: u64, versions: usize) -> Predecessor {
+        let txid = Txid::new(number).unwrap();
+        Predecessor {
+            key: String::new(),
+            length: 0,
+            hash: ObjectHash([0; 32]),
+            object_id: ObjectId([0; 8]),
+            first: txid,
+            last: txid,
+            previous: ObjectHash([0; 32]),
+            index: Some(SegmentIndex {
+                blocks: BlockTable::default(),
+                versions: vec![(Pgno::new(1).unwrap(), txid); versions],
+                timeline: Vec::new(),
+            }),
+        }
+    }
+
+    /// How many of the listed segments, the newest ones, keep their index.
+    fn indexed(versions: usize) -> usize {
+        let mut recent = Recent::default();
+        for number in 1..=100 {
+            recent.push(segment(number, versions));
+        }
+        let list = recent.predecessors();
+        assert_eq!(list.len(), PREDECESSORS);
+        let indexed = list.iter().rev().take_while(|s| s.index.is_some()).count();
+        assert!(
+            list[..PREDECESSORS - indexed]
+                .iter()
+                .all(|s| s.index.is_none())
+        );
+        indexed
+    }
+
+    #[test]
+    fn the_oldest_of_many_large_indexes_are_given_up() {
+        assert_eq!(indexed(10), PREDECESSORS);
+        let version = size_of::<(Pgno, Txid)>();
+        assert_eq!(indexed(INDEXES_MEMORY / version / 4), 4);
+    }
+
+    #[test]
+    fn a_damaged_last_segment_gives_an_empty_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recent = Recent::default();
+        recent.push(segment(1, 1));
+        fs::write(dir.path().join(Recent::FILE), "damaged").unwrap();
+        recent
+            .load(dir.path(), "key".into(), &ObjectHash([0; 32]))
+            .unwrap();
+        assert_eq!(recent.predecessors(), []);
     }
 }

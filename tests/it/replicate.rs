@@ -464,3 +464,28 @@ fn the_socket_of_sync_is_for_its_owner_alone() {
     });
     assert_eq!(sockets, [0o600]);
 }
+
+/// With the spool lost, an empty replica that is named first must not make it another database.
+#[test]
+fn a_lost_spool_is_made_up_for_by_any_replica_that_knows_the_database() {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.daemon();
+    assert_eq!(daemon.term(), 0);
+    fs::remove_dir_all(world.path(".app.db-sqlrepl")).unwrap();
+    let mut daemon = world.replicate("app.db replicas/new/ replicas/app");
+    world.await_sync(&mut daemon);
+    world.sqlrepl("sync app.db --replica replicas/new").ok();
+    assert_eq!(daemon.term(), 0);
+    assert_eq!(world.generations().len(), 2);
+}
+
+#[test]
+fn one_directory_in_two_spellings_is_refused() {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.replicate("app.db replicas/app ./replicas/app/");
+    assert_eq!(daemon.wait_exit(), 2);
+    let said = daemon.stderr();
+    assert!(said.contains("given twice"), "{said}");
+}

@@ -148,6 +148,14 @@ fn of_two_segments_the_higher_level_is_taken_then_the_one_that_ends_later() {
 fn two_snapshots_at_one_txid_are_one_base() {
     check("snap@1 snap@1 seg@2-5", 1, "snap@1 to 1");
     check("snap@1 seg@2-5 snap@5 snap@5", 5, "snap@5 to 5");
+    // No transaction lies in two stretches: each would be listed as a point twice.
+    let (shape, _) = shape("snap@1 snap@1 seg@2-5");
+    let only = Stretch {
+        base: 1,
+        first: txid(1),
+        last: txid(5),
+    };
+    assert_eq!(reach(&shape).stretches, [only]);
 }
 
 #[test]
