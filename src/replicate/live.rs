@@ -289,6 +289,7 @@ impl Live {
             };
             match done {
                 Ok(()) => {}
+                Err(Halt::Break(why @ Break::SpoolFull(_))) => return Err(Leave::LetGo(why)),
                 Err(Halt::Break(why)) => self.start_run(&why).map_err(Leave::Failed)?,
                 // The pin stays while the spool fails.
                 Err(Halt::Error(e)) if self.context.spool.failure().is_some() => {

@@ -5,6 +5,7 @@
 
 use crate::error::Result;
 use crate::format::ids::WalEnd;
+use crate::format::wal::frame_bytes;
 use crate::replicate::connection::Connection;
 use crate::replicate::copy::{Copied, Copy};
 use crate::replicate::decide::{self, Break, Pin, TryEnd, Uncopied};
@@ -93,7 +94,7 @@ impl Live {
                     return Ok(());
                 }
                 Uncopied::Lost(why) => return Err(Halt::Break(why)),
-                Uncopied::Frames => {}
+                Uncopied::Frames => self.check_room(&target)?,
             }
             let mut done = self.done;
             let copied = self.copy(self.kind == Pin::Fresh).run(&mut done, &target);
@@ -118,6 +119,22 @@ impl Live {
             }
             target = now;
         }
+    }
+
+    /// What was committed since the last look may be more than the spool may take.
+    fn check_room(&self, target: &WalEnd) -> Result<(), Halt> {
+        let done = &self.done.end;
+        let copied = if target.salts == done.salts {
+            done.frame
+        } else {
+            0
+        };
+        let bytes = u64::from(target.frame - copied) * frame_bytes(self.page_size) as u64;
+        let budget = self.context.budget();
+        if self.context.spool.bytes() + bytes > budget {
+            return Err(Halt::Break(Break::SpoolFull(budget)));
+        }
+        Ok(())
     }
 
     pub(super) fn copy(&self, upper_bound: bool) -> Copy<'_> {

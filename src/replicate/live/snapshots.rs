@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::format::ids::WalEnd;
 use crate::replicate::connection::Connection;
-use crate::replicate::decide::{self, Seen, TICK};
+use crate::replicate::decide::{self, Break, Seen, TICK};
 use crate::replicate::live::{Halt, Leave, Live, Watched, begin, open_reader, spin_for_lock};
 use crate::replicate::pages::{PinnedAt, SnapshotPin, View};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ impl Live {
         self.catch_up()?;
         match self.try_snapshot_pin() {
             Ok(pin) => Ok(Ok(pin)),
+            Err(Halt::Break(why @ Break::SpoolFull(_))) => Err(Leave::LetGo(why)),
             Err(Halt::Break(why)) => {
                 self.start_run(&why).map_err(Leave::Failed)?;
                 Ok(Err(Error::conflict(format!(
