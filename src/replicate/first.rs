@@ -433,3 +433,36 @@ fn sync(out: BufWriter<File>, path: &Path) -> Result<()> {
         .and_then(|file| file.sync_all())
         .map_err(|e| Error::disk(format!("write {}", path.display()), e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(runs: &[(u32, u32)], number: u32, read: u32, is_whole: bool) {
+        let run = |&(first, count): &(u32, u32)| Run {
+            first: Pgno::new(first).unwrap(),
+            count,
+            object: ObjectId([1; 8]),
+            slot: 0,
+        };
+        let leaf = Leaf {
+            runs: runs.iter().map(run).collect(),
+        };
+        assert_eq!(check_whole(&leaf, number, read).is_ok(), is_whole);
+    }
+
+    #[test]
+    fn every_page_that_was_read_is_in_the_map() {
+        check(&[(1, 10)], 0, 10, true);
+        check(&[(1, 4), (6, 5)], 0, 10, false);
+        check(&[(4097, 4)], 1, 4100, true);
+        check(&[], 1, 4100, false);
+    }
+
+    #[test]
+    fn pages_that_only_segments_have_are_not_missing() {
+        check(&[(1, 10)], 0, 10, true);
+        check(&[], 2, 4100, true);
+    }
+}

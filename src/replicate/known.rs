@@ -255,7 +255,8 @@ impl KnownPages {
     }
 }
 
-/// The txid of a snapshot of this generation that is stored with all that it needs, if there is one.
+/// The txid of a snapshot of this generation that is stored with all that it needs, if there is
+/// one.
 ///
 /// # Errors
 /// `Unavailable`.

@@ -9,7 +9,7 @@ use crate::config::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::claim::Claim;
 use crate::format::container::{Header, Kind};
-use crate::format::ids::{GenerationId, ObjectHash, ObjectId, PageSize, Txid, WalEnd};
+use crate::format::ids::{DatabaseId, GenerationId, ObjectHash, ObjectId, PageSize, Txid, WalEnd};
 use crate::format::key::{self, Key, ObjectKey};
 use crate::replicate::act::{Capture, SnapshotPin};
 use crate::replicate::blocking;
@@ -499,9 +499,13 @@ impl Task {
     /// After a start: sends the object that waited, and looks whether anybody else wrote here.
     async fn resume(&mut self) -> Result<()> {
         let state = self.state.as_ref().expect("begun before");
+        let tip = *self.tip.borrow();
+        state.check_spool(&self.spool.runs(), tip.map_or(0, |tip| tip.seq))?;
         self.status
             .send_modify(|status| status.needs = Some(state.sent_seq()));
         self.sent.send_replace(state.sent);
+        self.check_presence().await?;
+        let state = self.state.as_ref().expect("begun before");
         let next = state.txid(state.sent_seq()).next();
         let (base, file) = (state.base, self.segment_file(state.id, next));
         self.recent
@@ -593,10 +597,6 @@ impl Task {
             .identity
             .decide(past.database_id, self.store.location())?;
         let pin = self.capture.snapshot_pin().await?;
-        let parent = match &self.previous {
-            Some(previous) => Some((previous.as_parent(), previous.last_time())),
-            None => past.newest,
-        };
         let run = self
             .spool
             .runs()
@@ -604,46 +604,29 @@ impl Task {
             .find(|run| run.id == pin.run());
         let token = run.as_ref().map_or(0, |run| run.token);
         let reason = reason.or(run.map(|run| run.reason)).unwrap_or_default();
-        let now = (self.clock)();
-        let started = match parent {
-            Some((_, time)) if !clock_stepped_back(now, time) => stamp(now, time),
-            _ => now,
-        };
-        let mut random = [0; 4];
-        crate::config::random(&mut random)?;
-        let id = GenerationId {
-            ordinal: catalog.highest_ordinal() + 1,
-            random: u32::from_be_bytes(random),
-        };
-        let claim = Claim {
-            generation: id,
-            database_id,
-            writer_id: self.identity.writer,
-            parent: parent.map(|(parent, _)| parent),
-            host: self.identity.host.clone(),
-            path: self.identity.database.clone(),
-            started,
-            reason: reason.clone(),
-        };
+        let claim = self.claim(&catalog, &past, database_id, reason)?;
         let key = Key {
-            generation: id,
+            generation: claim.generation,
             object: ObjectKey::Claim,
         }
         .to_string();
         put::put_bytes(&*self.store, &key, claim.encode().into()).await?;
-        tracing::info!(replica = %self.settings.name, generation = %id, "new generation: {reason}");
+        tracing::info!(
+            replica = %self.settings.name, generation = %claim.generation,
+            "new generation: {}", claim.reason
+        );
         self.sent.send_replace(None);
         self.state = Some(GenerationState {
-            id,
+            id: claim.generation,
             run: pin.run(),
             token,
             base: pin.seq(),
             parent: claim.parent.map(|parent| (parent.generation, parent.txid)),
-            started,
-            reason,
+            started: claim.started,
+            last_hash: claim.hash(),
+            reason: claim.reason,
             complete: None,
             sent: None,
-            last_hash: claim.hash(),
             last_key: key,
             sqlite_version: 0,
         });
@@ -652,6 +635,47 @@ impl Task {
         self.recent = Recent::default();
         self.remove_leftovers(true)?;
         self.read_first_snapshot(pin, &catalog).await
+    }
+
+    /// What the next generation says of itself: a name above all that are listed, and where it goes
+    /// on from.
+    fn claim(
+        &self,
+        catalog: &Catalog,
+        past: &Past,
+        database_id: DatabaseId,
+        reason: String,
+    ) -> Result<Claim> {
+        let parent = match &self.previous {
+            Some(previous) => Some((previous.as_parent(), previous.last_time())),
+            None => past.newest,
+        };
+        let now = (self.clock)();
+        let started = match parent {
+            Some((_, time)) if !clock_stepped_back(now, time) => stamp(now, time),
+            _ => now,
+        };
+        let ordinal = catalog.highest_ordinal().checked_add(1).ok_or_else(|| {
+            Error::invalid(format!(
+                "{} has used up its ordinals",
+                self.store.location()
+            ))
+        })?;
+        let mut random = [0; 4];
+        crate::config::random(&mut random)?;
+        Ok(Claim {
+            generation: GenerationId {
+                ordinal,
+                random: u32::from_be_bytes(random),
+            },
+            database_id,
+            writer_id: self.identity.writer,
+            parent: parent.map(|(parent, _)| parent),
+            host: self.identity.host.clone(),
+            path: self.identity.database.clone(),
+            started,
+            reason,
+        })
     }
 
     /// When the run ended and all its commits are sent, the next generation begins.
@@ -687,8 +711,8 @@ impl Task {
         }
     }
 
-    /// Restarts the first snapshot if the generation lacks it and none is being made. Why that is not
-    /// possible at the moment, if so.
+    /// Restarts the first snapshot if the generation lacks it and none is being made. Why that is
+    /// not possible at the moment, if so.
     async fn make_first_snapshot(&mut self) -> Result<Option<String>> {
         let state = self.state.as_ref().expect("begun before");
         let run_goes_on = self.tip.borrow().is_some_and(|tip| tip.run == state.run);

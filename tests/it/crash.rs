@@ -268,3 +268,37 @@ impl Downtimes {
         (file.ino(), file.len(), file.modified().unwrap())
     }
 }
+
+#[test]
+fn a_replica_that_was_emptied_begins_anew() {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.daemon();
+    // The capture goes on where it was, since somebody has the database open.
+    let application = world.keep_open("app.db", "SELECT count(*) FROM t");
+    assert_eq!(daemon.term(), 0);
+    fs::remove_dir_all(world.path("replicas/app")).unwrap();
+    world.sql("app.db", "UPDATE t SET v = 'after' WHERE id = 1");
+    let mut daemon = world.daemon();
+    daemon.wait_says("is gone: somebody removed what the replica held");
+    world.sync();
+    drop(application);
+    world.restore("out.db", "");
+    assert_eq!(world.sql("out.db", "SELECT v FROM t WHERE id = 1"), "after");
+}
+
+#[test]
+fn a_spool_that_was_lost_begins_a_new_generation() {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.daemon();
+    world.sql("app.db", "UPDATE t SET v = 'before' WHERE id = 1");
+    world.sync();
+    assert_eq!(daemon.term(), 0);
+    fs::remove_dir_all(world.path(".app.db-sqlrepl/log")).unwrap();
+    world.sql("app.db", "UPDATE t SET v = 'after' WHERE id = 1");
+    let _daemon = world.daemon();
+    assert_eq!(world.generations().len(), 2);
+    world.restore("out.db", "");
+    assert_eq!(world.sql("out.db", "SELECT v FROM t WHERE id = 1"), "after");
+}

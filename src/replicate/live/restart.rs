@@ -85,8 +85,8 @@ impl Live {
         Ok(())
     }
 
-    /// A writer that never pauses holds some mark at every moment, but not for long: only if nothing
-    /// was backfilled since the last try, another reader is the obstacle.
+    /// A writer that never pauses holds some mark at every moment, but not for long: only if
+    /// nothing was backfilled since the last try, another reader is the obstacle.
     fn unless_it_moves(&self, end: TryEnd) -> Result<TryEnd, Halt> {
         match end {
             TryEnd::OtherReader if self.index()?.backfilled != self.backfilled => {
