@@ -244,7 +244,21 @@ impl Root {
         Ok(bytes.into())
     }
 
+    /// A directory that was there when we wrote to it and is gone is not an empty one: it may be a
+    /// disk that was unmounted.
+    fn check_in_place(&self) -> Result<()> {
+        let folder = self.path.join(UNFINISHED);
+        if *lock(&self.is_prepared) && !folder.is_dir() {
+            return Err(Error::unavailable(format!(
+                "list {}: it is gone; is its disk still mounted",
+                self.location
+            )));
+        }
+        Ok(())
+    }
+
     fn list(&self, wanted: &Wanted) -> Result<Vec<Listed>> {
+        self.check_in_place()?;
         let base = wanted.prefix.rsplit_once('/').map_or("", |(base, _)| base);
         let mut folders = vec![base.to_string()];
         let mut found = Vec::new();
@@ -276,6 +290,7 @@ impl Root {
     }
 
     fn list_folder(&self, folder: &str) -> Result<Vec<String>> {
+        self.check_in_place()?;
         let mut names: Vec<String> = self
             .entries(folder)?
             .into_iter()

@@ -86,6 +86,9 @@ async fn a_replica_that_vanished_is_not_made_again_under_a_running_daemon() {
         "{error}"
     );
     assert!(!directory.path().join("replica").exists());
+    // Nor is it taken for an empty one.
+    let error = store.list("", None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
 
 #[tokio::test]
