@@ -56,7 +56,7 @@ pub const WAITING: Duration = Duration::from_millis(10);
 /// milliseconds between commits the first ones succeed; else each only costs the application
 /// fsyncs.
 pub const TRIES_WITHOUT_LOCK: u32 = 3;
-/// The write lock is taken at most once in this time; three times if the WAL is [`HUGE`].
+/// The write lock is taken at most once in this time; eight times if the WAL is [`HUGE`].
 pub const LOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// So many times larger than the user wants it, the WAL of a writer that never pauses is huge.
 pub const HUGE: u64 = 4;
@@ -442,7 +442,7 @@ fn restart(seen: &Seen, frame_bytes: u64, limits: &Limits) -> Step {
     let tries = &seen.tries;
     let may_lock = is_large && limits.writer_lock && tries.failed >= TRIES_WITHOUT_LOCK;
     let interval = match wal_bytes / HUGE >= limits.wal_bytes {
-        true => LOCK_INTERVAL / 3,
+        true => LOCK_INTERVAL / 8,
         false => LOCK_INTERVAL,
     };
     // A try that did not even get the lock held nobody up, and may soon be repeated.
