@@ -1,4 +1,7 @@
-//! Settings: plain validated data, and the two things that come from outside, clock and randomness.
+//! Settings: plain validated data, and the things that come from outside: clocks and randomness.
+
+pub mod location;
+pub mod settings;
 
 use crate::error::{Error, Result};
 use crate::format::ids::Timestamp;
@@ -6,6 +9,20 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// What time it is. Comes in as a value, so that tests can say what they like.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// Fills bytes with random ones. Comes in as a value, so that tests repeat themselves.
+pub type Random = Arc<dyn Fn(&mut [u8]) -> Result<()> + Send + Sync>;
+
+/// What comes from outside a daemon. Comes in as values, so that tests can say what they like.
+#[derive(Clone)]
+pub struct Environment {
+    /// The time of day.
+    pub clock: Clock,
+    /// Time since the machine was booted, including the time that it slept.
+    pub uptime: Arc<dyn Fn() -> Duration + Send + Sync>,
+    /// Random bytes.
+    pub random: Random,
+}
 
 /// How one database is captured.
 #[derive(Clone, Debug)]

@@ -12,6 +12,9 @@ pub enum ErrorKind {
     Conflict,
     /// The store or the database did not answer in time; the only kind that is retried.
     Unavailable,
+    /// The store answered and refuses us: credentials, region, bucket, clock. Goes away only when
+    /// somebody mends it; the message says what to mend.
+    Refused,
     /// Local file work failed; stop this database until the truth is read back from disk.
     Disk,
     /// Bytes fail a checksum or break the format; report, never "repair".
@@ -54,6 +57,11 @@ impl Error {
     /// No answer: see [`ErrorKind::Unavailable`].
     pub fn unavailable(sentence: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unavailable, sentence)
+    }
+
+    /// A store that will not have us: see [`ErrorKind::Refused`].
+    pub fn refused(sentence: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Refused, sentence)
     }
 
     /// Damaged bytes: see [`ErrorKind::Corrupt`].

@@ -8,6 +8,7 @@ use crate::format::ids::WriterId;
 use crate::replicate::act::Capture;
 use crate::replicate::history;
 use crate::replicate::identity::Identity;
+use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
 use crate::replicate::upload::{ReplicaSettings, Status, Uploader};
 use crate::storage::Store;

@@ -258,6 +258,7 @@ fn errno(error: &Error, of: Of) -> Errno {
         // Whatever became of the bytes of an open file, the file is there.
         (ErrorKind::NotFound | ErrorKind::Invalid, Of::Bytes)
         | (ErrorKind::Corrupt | ErrorKind::Disk | ErrorKind::Conflict, _) => Errno::EIO,
+        (ErrorKind::Refused, _) => Errno::EACCES,
     }
 }
 

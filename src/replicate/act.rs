@@ -3,14 +3,15 @@
 //! Owns the thread that captures, and what other threads ask of it. Never fails as a whole: what is
 //! wrong with the database shows as [`Capture::trouble`] and is tried again.
 
-pub use crate::replicate::pages::SnapshotPin;
-
 use crate::config::{CaptureSettings, Clock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replicate::decide::{Break, TICK, Timing};
 use crate::replicate::live::{Context, Leave, Live, budget};
+use crate::replicate::pages::SnapshotPin;
+use crate::replicate::source::{PageSource, Source};
 use crate::replicate::spool::Spool;
 use crate::replicate::wake::{Bell, Wake, Woken};
+use async_trait::async_trait;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -101,22 +102,6 @@ impl Capture {
         })
     }
 
-    /// Waits until everything that was committed before the call is in the spool; its last `seq`.
-    ///
-    /// # Errors
-    /// What keeps the capture from working.
-    pub async fn barrier(&self) -> Result<u64> {
-        self.ask(Request::Barrier).await
-    }
-
-    /// A read transaction at a known commit, for a first snapshot.
-    ///
-    /// # Errors
-    /// What keeps the capture from working.
-    pub async fn snapshot_pin(&self) -> Result<SnapshotPin> {
-        self.ask(Request::Snapshot).await
-    }
-
     /// Why nothing is captured at the moment, if so: a sentence.
     pub fn trouble(&self) -> Option<String> {
         lock(&self.trouble).clone()
@@ -150,6 +135,18 @@ impl Capture {
         self.requests.send(request(reply)).map_err(|_| ended())?;
         self.bell.ring();
         answer.await.map_err(|_| ended())?
+    }
+}
+
+#[async_trait]
+impl Source for Capture {
+    async fn barrier(&self) -> Result<u64> {
+        self.ask(Request::Barrier).await
+    }
+
+    async fn snapshot_pin(&self) -> Result<Box<dyn PageSource>> {
+        let pin = self.ask(Request::Snapshot).await?;
+        Ok(Box::new(pin))
     }
 }
 

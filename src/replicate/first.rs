@@ -15,9 +15,9 @@ use crate::format::segment::TimelineEntry;
 use crate::format::snapshot::{
     self, Home, LEAF_PAGES, Leaf, LeafSource, MapToWrite, Run, SnapshotWriter,
 };
-use crate::replicate::act::SnapshotPin;
 use crate::replicate::known::{KnownPages, within_leaf};
 use crate::replicate::put;
+use crate::replicate::source::PageSource;
 use crate::storage::{Listed, Store};
 use std::fs::File;
 use std::io::BufWriter;
@@ -94,7 +94,7 @@ impl FirstSnapshot {
     ///
     /// # Errors
     /// `Disk`, `Unavailable`; `Conflict` if the run of the pin ended.
-    pub fn read(mut self, mut pin: SnapshotPin, runtime: &Handle) -> Result<PagesRead> {
+    pub fn read(mut self, mut pin: Box<dyn PageSource>, runtime: &Handle) -> Result<PagesRead> {
         let (page_size, pages) = pin.size();
         self.header.page_size = page_size;
         let scratch = scratch_in(&self.pending);

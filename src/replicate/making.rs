@@ -4,9 +4,9 @@
 use crate::error::{Error, Result};
 use crate::format::ids::{Txid, WalEnd};
 use crate::format::segment::TimelineEntry;
-use crate::replicate::act::{Capture, SnapshotPin};
 use crate::replicate::blocking;
 use crate::replicate::first::{FirstSnapshot, PagesRead, ValidFrom};
+use crate::replicate::source::{PageSource, Source};
 use crate::replicate::spool::{Spool, SpooledCommit, Tip};
 use crate::replicate::state::GenerationState;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 /// What the making needs of the uploader.
 pub(super) struct Making {
-    pub capture: Arc<Capture>,
+    pub source: Arc<dyn Source>,
     pub sent: watch::Receiver<Option<SpooledCommit>>,
     /// Asks for everything up to a `seq` to be sent.
     pub hurry: Box<dyn Fn(u64) + Send + Sync>,
@@ -24,7 +24,7 @@ pub(super) struct Making {
 }
 
 impl Making {
-    pub(super) async fn make(self, job: FirstSnapshot, pin: SnapshotPin) -> Result<Txid> {
+    pub(super) async fn make(self, job: FirstSnapshot, pin: Box<dyn PageSource>) -> Result<Txid> {
         let (end, begins_there) = (pin.end(), pin.seq() == self.generation.base);
         let runtime = tokio::runtime::Handle::current();
         let read = blocking(move || job.read(pin, &runtime)).await?;
@@ -32,7 +32,7 @@ impl Making {
         let valid_from = if begins_there && read.exact {
             self.at_base(&read, end)
         } else {
-            let seen = self.capture.barrier().await?;
+            let seen = self.source.barrier().await?;
             if seen == base && begins_there {
                 self.at_base(&read, end)
             } else {

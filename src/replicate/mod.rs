@@ -18,6 +18,7 @@ pub mod put;
 mod rest;
 mod salvage;
 pub mod sent;
+pub mod source;
 pub mod spool;
 pub mod state;
 pub mod upload;

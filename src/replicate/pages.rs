@@ -11,6 +11,7 @@ use crate::replicate::connection::{Connection, REGION_BYTES, from_sqlite, is_bus
 use crate::replicate::copy::WalFile;
 use crate::replicate::decide::Pin;
 use crate::replicate::observe::{Index, settled_index};
+use crate::replicate::source::PageSource;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -284,66 +285,6 @@ impl SnapshotPin {
         (pin, state)
     }
 
-    /// The run that the commit belongs to.
-    pub fn run(&self) -> u64 {
-        self.at.run
-    }
-
-    /// The commit whose state this is; when no longer exact, the state before the first page read.
-    pub fn seq(&self) -> u64 {
-        self.at.seq
-    }
-
-    /// Page size and database size in pages at that commit.
-    pub fn size(&self) -> (PageSize, u32) {
-        (self.at.page_size, self.at.pages)
-    }
-
-    /// Where SQLite's WAL stood at `seq`.
-    pub fn end(&self) -> WalEnd {
-        self.at.end
-    }
-
-    /// Gives up exactness: what is read from now on is read in short read transactions.
-    pub fn let_go(&mut self) {
-        self.state.let_go();
-    }
-
-    /// False once the pin was let go: the pages read later may be newer than `seq`.
-    pub fn is_exact(&self) -> bool {
-        self.state.exact().is_some()
-    }
-
-    /// Reads a page; zeros for the lock-byte page and for one that is no longer there. In ascending
-    /// order reads are cheap: pages are read ahead.
-    ///
-    /// # Errors
-    /// `Disk`; `Conflict` if the run ended meanwhile; `Unavailable` if the database is locked.
-    ///
-    /// # Panics
-    /// If `page` has not the size of a page.
-    pub fn read(&mut self, pgno: Pgno, page: &mut [u8]) -> Result<()> {
-        let size = self.at.page_size.bytes();
-        assert_eq!(page.len(), size, "a buffer of one page");
-        if pgno.get() == self.at.page_size.lock_byte_page() {
-            page.fill(0);
-            return Ok(());
-        }
-        let ahead = |this: &Self| {
-            let index = pgno.get().checked_sub(this.ahead.0)? as usize;
-            (index < this.ahead.1.len() / size).then_some(index * size)
-        };
-        let at = match ahead(self) {
-            Some(at) => at,
-            None => {
-                self.read_ahead(pgno)?;
-                0
-            }
-        };
-        page.copy_from_slice(&self.ahead.1[at..at + size]);
-        Ok(())
-    }
-
     fn read_ahead(&mut self, first: Pgno) -> Result<()> {
         let size = self.at.page_size.bytes();
         let left = self.at.pages.saturating_sub(first.get() - 1).max(1) as usize;
@@ -372,6 +313,54 @@ impl SnapshotPin {
             }
         }
         self.ahead = (first.get(), bytes);
+        Ok(())
+    }
+}
+
+impl PageSource for SnapshotPin {
+    fn run(&self) -> u64 {
+        self.at.run
+    }
+
+    fn seq(&self) -> u64 {
+        self.at.seq
+    }
+
+    fn size(&self) -> (PageSize, u32) {
+        (self.at.page_size, self.at.pages)
+    }
+
+    fn end(&self) -> WalEnd {
+        self.at.end
+    }
+
+    fn let_go(&mut self) {
+        self.state.let_go();
+    }
+
+    fn is_exact(&self) -> bool {
+        self.state.exact().is_some()
+    }
+
+    fn read(&mut self, pgno: Pgno, page: &mut [u8]) -> Result<()> {
+        let size = self.at.page_size.bytes();
+        assert_eq!(page.len(), size, "a buffer of one page");
+        if pgno.get() == self.at.page_size.lock_byte_page() {
+            page.fill(0);
+            return Ok(());
+        }
+        let ahead = |this: &Self| {
+            let index = pgno.get().checked_sub(this.ahead.0)? as usize;
+            (index < this.ahead.1.len() / size).then_some(index * size)
+        };
+        let at = match ahead(self) {
+            Some(at) => at,
+            None => {
+                self.read_ahead(pgno)?;
+                0
+            }
+        };
+        page.copy_from_slice(&self.ahead.1[at..at + size]);
         Ok(())
     }
 }

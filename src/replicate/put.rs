@@ -19,7 +19,7 @@ pub async fn put_object(
     hash: &ObjectHash,
 ) -> Result<()> {
     match store.put(key, Body::File(file.to_owned())).await? {
-        Put::Created => Ok(()),
+        Put::Created { .. } => Ok(()),
         Put::Exists => {
             let size = stored_size(store, key).await?;
             let found = StoredObject::open(store, key, size).await;
@@ -39,7 +39,7 @@ pub async fn put_object(
 /// As [`put_object`].
 pub async fn put_bytes(store: &dyn Store, key: &str, bytes: Bytes) -> Result<()> {
     match store.put(key, Body::Bytes(bytes.clone())).await? {
-        Put::Created => Ok(()),
+        Put::Created { .. } => Ok(()),
         Put::Exists => {
             let size = stored_size(store, key).await?;
             if size == bytes.len() as u64 && store.get_range(key, 0, size).await? == bytes {

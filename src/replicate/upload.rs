@@ -11,7 +11,6 @@ use crate::format::claim::Claim;
 use crate::format::container::{Header, Kind};
 use crate::format::ids::{DatabaseId, GenerationId, ObjectHash, ObjectId, PageSize, Txid, WalEnd};
 use crate::format::key::{self, Key, ObjectKey};
-use crate::replicate::act::{Capture, SnapshotPin};
 use crate::replicate::blocking;
 use crate::replicate::decide::{clock_stepped_back, stamp};
 use crate::replicate::encode::{encode_segment, timeline};
@@ -22,6 +21,7 @@ use crate::replicate::known::{self, KnownPages};
 use crate::replicate::making::Making;
 use crate::replicate::put;
 use crate::replicate::sent::{Recent, SentSegment};
+use crate::replicate::source::{PageSource, Source};
 use crate::replicate::spool::{Batch, Spool, SpooledCommit, Tip};
 use crate::replicate::state::GenerationState;
 use crate::storage::Store;
@@ -89,7 +89,7 @@ impl Uploader {
     /// `Disk`, `Corrupt`: the state of an earlier run cannot be read.
     pub fn start(
         store: Arc<dyn Store>,
-        capture: Arc<Capture>,
+        source: Arc<dyn Source>,
         spool: Arc<Spool>,
         identity: Arc<Identity>,
         settings: ReplicaSettings,
@@ -106,7 +106,7 @@ impl Uploader {
         let mut task = Task {
             tip: spool.tip(),
             store,
-            capture,
+            source,
             spool,
             identity,
             settings,
@@ -196,7 +196,7 @@ fn due(
 
 struct Task {
     store: Arc<dyn Store>,
-    capture: Arc<Capture>,
+    source: Arc<dyn Source>,
     spool: Arc<Spool>,
     identity: Arc<Identity>,
     settings: ReplicaSettings,
@@ -596,7 +596,7 @@ impl Task {
         let database_id = self
             .identity
             .decide(past.database_id, self.store.location())?;
-        let pin = self.capture.snapshot_pin().await?;
+        let pin = self.source.snapshot_pin().await?;
         let run = self
             .spool
             .runs()
@@ -726,7 +726,7 @@ impl Task {
             self.first_snapshot_ended(Ok(txid))?;
             return Ok(None);
         }
-        match self.capture.snapshot_pin().await {
+        match self.source.snapshot_pin().await {
             Ok(pin) => {
                 self.first_again = None;
                 self.read_first_snapshot(pin, &catalog).await?;
@@ -741,7 +741,11 @@ impl Task {
     }
 
     /// Reads and stores the first snapshot in the background.
-    async fn read_first_snapshot(&mut self, pin: SnapshotPin, catalog: &Catalog) -> Result<()> {
+    async fn read_first_snapshot(
+        &mut self,
+        pin: Box<dyn PageSource>,
+        catalog: &Catalog,
+    ) -> Result<()> {
         let page_size = pin.size().0;
         let header = self.header(Kind::Snapshot, page_size)?;
         let state = self.state.as_ref().expect("begun before");
@@ -758,7 +762,7 @@ impl Task {
         };
         let urgent = self.hurry.clone();
         let making = Making {
-            capture: self.capture.clone(),
+            source: self.source.clone(),
             sent: self.sent.subscribe(),
             hurry: Box::new(move |seq| hurry(&urgent, seq)),
             tip: self.tip.clone(),

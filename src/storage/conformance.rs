@@ -42,7 +42,7 @@ fn bytes(text: &str) -> Body {
 
 async fn put(store: &dyn Store, key: &str, text: &str) {
     let put = store.put(key, bytes(text)).await;
-    assert!(matches!(put, Ok(Put::Created)), "put {key}: {put:?}");
+    assert!(matches!(put, Ok(Put::Created { .. })), "put {key}: {put:?}");
 }
 
 #[track_caller]
@@ -124,7 +124,7 @@ async fn a_file_is_stored_whole(store: Arc<dyn Store>) {
     // The same body twice: a retry sends it again.
     for key in ["first", "second"] {
         let put = store.put(key, body.clone()).await;
-        assert!(matches!(put, Ok(Put::Created)), "put {key}: {put:?}");
+        assert!(matches!(put, Ok(Put::Created { .. })), "put {key}: {put:?}");
         for (offset, length) in [(0, LENGTH), (1 << 20, 4 << 20), (LENGTH - 1, 1)] {
             let read = store.get_range(key, offset as u64, length as u64).await;
             assert_read(read, &content[offset..offset + length], key);
@@ -158,7 +158,7 @@ async fn one_of_many_puts_of_a_key_wins(store: Arc<dyn Store>) {
     let mut winners = Vec::new();
     for (number, put) in puts.join_all().await {
         match put {
-            Ok(Put::Created) => winners.push(number.to_string()),
+            Ok(Put::Created { .. }) => winners.push(number.to_string()),
             Ok(Put::Exists) => {}
             Err(e) => panic!("put {number}: {e}"),
         }

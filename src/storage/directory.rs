@@ -449,7 +449,10 @@ fn move_into_place(unfinished: Unfinished, path: &Path) -> Result<Put> {
     let folder = path.parent().expect("a key lies below the root");
     for _ in 0..MOVE_TRIES {
         match rename_without_replacing(&unfinished.path, path) {
-            Ok(()) => return Ok(Put::Created),
+            Ok(()) => {
+                let date = fs::metadata(path).ok().map(|metadata| modified(&metadata));
+                return Ok(Put::Created { date });
+            }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(Put::Exists),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 match fs::create_dir_all(folder) {

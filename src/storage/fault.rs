@@ -5,6 +5,7 @@
 //! whole key.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::ids::Timestamp;
 use crate::storage::{Body, Listed, Put, Store};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -25,6 +26,8 @@ pub enum Verb {
     ListFolder,
     /// [`Store::delete`]
     Delete,
+    /// [`Store::abort_unfinished`]
+    AbortUnfinished,
 }
 
 /// A call, as a rule sees it.
@@ -75,7 +78,7 @@ pub struct FaultStore {
 
 struct Shared {
     rule: Mutex<Rule>,
-    counters: [Counter; 5],
+    counters: [Counter; 6],
 }
 
 #[derive(Default)]
@@ -233,6 +236,12 @@ impl Store for FaultStore {
         let fault = self.before(Verb::Delete, first).await?;
         let deleted = self.inner.delete(keys).await;
         self.after(Verb::Delete, fault, deleted)
+    }
+
+    async fn abort_unfinished(&self, prefix: &str, before: Timestamp) -> Result<u64> {
+        let fault = self.before(Verb::AbortUnfinished, prefix).await?;
+        let aborted = self.inner.abort_unfinished(prefix, before).await;
+        self.after(Verb::AbortUnfinished, fault, aborted)
     }
 }
 

@@ -88,7 +88,9 @@ impl Store for MemoryStore {
         }
         let modified = (self.clock)();
         objects.insert(key, Object { bytes, modified });
-        Ok(Put::Created)
+        Ok(Put::Created {
+            date: Some(modified),
+        })
     }
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes> {

@@ -57,7 +57,10 @@ impl Body {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
     /// The object is stored.
-    Created,
+    Created {
+        /// When, by the clock of the store, if its answer says so.
+        date: Option<Timestamp>,
+    },
     /// The key was taken; what is stored there is as it was. It may be our own lost reply.
     Exists,
 }
@@ -112,6 +115,16 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`, `Disk`, `Invalid`.
     async fn delete(&self, keys: &[String]) -> Result<()>;
+
+    /// Gives up the uploads of objects whose keys start with `prefix` that began before `before`
+    /// and never ended: they take room, and no listing shows them. How many there were; a store
+    /// in which a put leaves nothing unfinished has none.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Refused`, `Invalid`.
+    async fn abort_unfinished(&self, _prefix: &str, _before: Timestamp) -> Result<u64> {
+        Ok(0)
+    }
 }
 
 /// Refuses a path that holds another tool's objects. A daemon asks before its first put: two tools

@@ -10,6 +10,7 @@
 
 use crate::config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::ids::Timestamp;
 use crate::storage::{Body, Listed, Put, Store};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -140,6 +141,12 @@ impl Store for RetryStore {
     async fn delete(&self, keys: &[String]) -> Result<()> {
         let attempt = || self.inner.delete(keys);
         self.retry(&format!("delete {} objects", keys.len()), 0, attempt)
+            .await
+    }
+
+    async fn abort_unfinished(&self, prefix: &str, before: Timestamp) -> Result<u64> {
+        let attempt = || self.inner.abort_unfinished(prefix, before);
+        self.retry(&format!("abort uploads of {prefix:?}"), 0, attempt)
             .await
     }
 }

@@ -49,7 +49,7 @@ fn a_wal_that_was_restarted_once_is_followed_to_its_proved_end() {
     let (world, mut app) = world_with_old_frames();
     let running = world.capture();
     let mut pin = running.pin();
-    let mut image = Image::read(&mut pin);
+    let mut image = Image::read(&mut *pin);
     let seq = pin.seq();
     drop(pin);
     kill(&world, running);
@@ -112,7 +112,7 @@ fn check_phantom(pgno: Option<u32>, run: u64) {
     let (world, mut app) = world_with_old_frames();
     let running = world.capture();
     let mut pin = running.pin();
-    let mut image = Image::read(&mut pin);
+    let mut image = Image::read(&mut *pin);
     let seq = pin.seq();
     drop(pin);
     kill(&world, running);
@@ -129,7 +129,7 @@ fn check_phantom(pgno: Option<u32>, run: u64) {
         check_last(&running, &mut image, seq, &mut app);
     } else {
         assert!(running.spool.batch(1, seq, 1).unwrap().is_none());
-        assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+        assert_eq!(Image::read(&mut *running.pin()).hash(), app.hash());
     }
     running.stop();
 }
@@ -151,7 +151,7 @@ fn ten_clean_stops_all_go_on_in_the_same_run() {
     app.sql("pragma wal_autocheckpoint=0");
     let running = world.capture();
     let mut pin = running.pin();
-    let mut image = Image::read(&mut pin);
+    let mut image = Image::read(&mut *pin);
     let seq = pin.seq();
     running.stop();
     for round in 0..10 {
@@ -172,7 +172,7 @@ fn a_kill_at_rest_costs_nothing() {
     let mut app = world.app_with_table();
     let running = world.capture();
     let mut pin = running.pin();
-    let mut image = Image::read(&mut pin);
+    let mut image = Image::read(&mut *pin);
     let seq = pin.seq();
     drop(pin);
     app.sql("insert into t values(1, 'before')");

@@ -82,7 +82,7 @@ fn at_rest_the_wal_is_empty_and_a_backup_copied_over_the_database_stays() {
     app.kill();
     running.until("an empty WAL", || world.wal_bytes() == 0);
     let run = running.run();
-    let mut image = Image::read(&mut running.pin());
+    let mut image = Image::read(&mut *running.pin());
     assert_eq!(image.hash(), hash);
     // The pin is let go again before anything else is looked at.
     fs::copy(&backup, world.database()).unwrap();
@@ -91,7 +91,7 @@ fn at_rest_the_wal_is_empty_and_a_backup_copied_over_the_database_stays() {
         running.spool.runs()[1].reason,
         "the database file was written to while its WAL was empty, as by a copy over it"
     );
-    image = Image::read(&mut running.pin());
+    image = Image::read(&mut *running.pin());
     let mut app = world.app();
     assert_eq!(app.sql("select * from t"), "1,old");
     assert_eq!(app.sql("pragma integrity_check"), "ok");
@@ -118,7 +118,7 @@ fn a_backup_copied_over_the_database_while_nothing_runs_stays_and_begins_a_run()
     );
     let mut app = world.app();
     assert_eq!(app.sql("select * from t"), "1,old");
-    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    assert_eq!(Image::read(&mut *running.pin()).hash(), app.hash());
     running.stop();
 }
 
@@ -152,7 +152,7 @@ fn a_database_that_does_not_exist_yet_is_waited_for_and_never_made() {
     running.until("a capture", || running.capture.trouble().is_none());
     let mut pin = running.pin();
     assert_eq!(pin.size().0.get(), 1024);
-    let image = Image::read(&mut pin);
+    let image = Image::read(&mut *pin);
     assert_eq!(image.hash(), app.hash());
     running.stop();
 }
@@ -168,7 +168,7 @@ fn a_database_in_another_journal_mode_is_switched_to_wal() {
     app.sql("insert into t values(1)");
     assert_eq!(app.sql("pragma journal_mode"), "wal");
     running.barrier();
-    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    assert_eq!(Image::read(&mut *running.pin()).hash(), app.hash());
     app.send("pragma journal_mode=delete");
     assert_eq!(app.answer(), "error: database is locked");
     running.stop();
@@ -251,7 +251,7 @@ fn a_database_replaced_by_rename_begins_a_run() {
     assert_eq!(app.sql("select * from u"), "7");
     app.sql("insert into u values(8)");
     running.barrier();
-    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    assert_eq!(Image::read(&mut *running.pin()).hash(), app.hash());
     assert_eq!(
         running.spool.runs()[1].reason,
         "the database file was replaced"
@@ -276,7 +276,7 @@ fn a_deleted_database_is_waited_for_and_begins_a_run() {
     app.sql("insert into t values(1, 'new')");
     running.barrier();
     assert_eq!(running.run(), 2);
-    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    assert_eq!(Image::read(&mut *running.pin()).hash(), app.hash());
     running.stop();
 }
 
@@ -296,7 +296,7 @@ fn another_page_size_begins_a_run() {
     );
     app.sql("insert into t(x) values(1)");
     running.barrier();
-    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    assert_eq!(Image::read(&mut *running.pin()).hash(), app.hash());
     running.stop();
 }
 
@@ -314,7 +314,7 @@ fn a_transaction_beyond_the_budget_ends_the_run_and_the_next_begins() {
     );
     app.sql("insert into t values(2, 'small')");
     running.barrier();
-    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    assert_eq!(Image::read(&mut *running.pin()).hash(), app.hash());
     running.stop();
 }
 
@@ -342,7 +342,7 @@ fn a_full_spool_is_waited_for_without_holding_back_the_wal() {
     });
     app.sql("insert into t values(0, 'captured again')");
     running.barrier();
-    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    assert_eq!(Image::read(&mut *running.pin()).hash(), app.hash());
     running.stop();
 }
 
@@ -366,7 +366,7 @@ fn a_link_that_leads_elsewhere_begins_a_run() {
     let mut app = App::start(&other);
     app.sql("insert into t values(2, 'second')");
     running.barrier();
-    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    assert_eq!(Image::read(&mut *running.pin()).hash(), app.hash());
     running.stop();
 }
 
@@ -391,7 +391,7 @@ fn locks_that_something_dropped_are_noticed() {
         "the WAL was restarted although we held a read mark: something closed a file of the \
          database and dropped our locks"
     );
-    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    assert_eq!(Image::read(&mut *running.pin()).hash(), app.hash());
     running.stop();
 }
 
@@ -401,7 +401,7 @@ fn a_spool_that_fails_holds_the_pin_and_goes_on_when_it_can() {
     let mut app = world.app_with_table();
     let running = world.capture();
     let mut pin = running.pin();
-    let mut image = Image::read(&mut pin);
+    let mut image = Image::read(&mut *pin);
     let (log, moved) = (
         world.settings.meta_path.join("log"),
         world.dir.path().join("moved"),

@@ -9,7 +9,7 @@ fn every_commit_is_captured_and_rebuilds_to_sqlites_own_image() {
     let running = world.capture();
     let mut pin = running.pin();
     assert!(pin.is_exact());
-    let mut image = Image::read(&mut pin);
+    let mut image = Image::read(&mut *pin);
     assert_eq!(image.hash(), app.hash());
     let mut expected = Vec::new();
     for row in 0..200 {
@@ -34,7 +34,7 @@ fn a_clean_restart_goes_on_in_the_same_run() {
     let world = World::new();
     let mut app = world.app_with_table();
     let running = world.capture();
-    let mut image = Image::read(&mut running.pin());
+    let mut image = Image::read(&mut *running.pin());
     let seq = running.barrier();
     app.sql("insert into t values(1, 'before')");
     running.stop();

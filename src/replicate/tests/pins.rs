@@ -2,12 +2,12 @@
 
 use crate::error::ErrorKind;
 use crate::format::ids::Pgno;
-use crate::replicate::act::SnapshotPin;
+use crate::replicate::source::PageSource;
 use crate::replicate::tests::world::{App, Image, Running, World};
 use std::time::{Duration, Instant};
 
 /// Reads a part of the pages; returns the first that is left.
-fn read_some(pin: &mut SnapshotPin, image: &mut Image, from: u32, to: u32) {
+fn read_some(pin: &mut dyn PageSource, image: &mut Image, from: u32, to: u32) {
     let (page_size, _) = pin.size();
     for pgno in from..=to {
         let mut page = vec![0; page_size.bytes()];
@@ -18,7 +18,7 @@ fn read_some(pin: &mut SnapshotPin, image: &mut Image, from: u32, to: u32) {
 
 /// Lays over the image what was captured since; it must then be what the application sees.
 #[track_caller]
-fn check_against(app: &mut App, running: &Running<'_>, pin: &SnapshotPin, mut image: Image) {
+fn check_against(app: &mut App, running: &Running<'_>, pin: &dyn PageSource, mut image: Image) {
     running.barrier();
     image.resize(pin.size().1);
     image.replay(&running.spool, pin.run(), pin.seq(), |_, _| {});
@@ -66,7 +66,7 @@ fn a_busy_writer_with_default_autocheckpoint_leaves_a_snapshot_exact() {
         let seq = running.barrier();
         running.until("more commits", || running.barrier() > seq + 50);
         read_some(
-            &mut pin,
+            &mut *pin,
             &mut image,
             pages * part / 10 + 1,
             pages * (part + 1) / 10,
@@ -75,7 +75,7 @@ fn a_busy_writer_with_default_autocheckpoint_leaves_a_snapshot_exact() {
     }
     std::fs::remove_file(&going).unwrap();
     assert!(writer.wait().unwrap().success());
-    check_against(&mut app, &running, &pin, image);
+    check_against(&mut app, &running, &*pin, image);
     drop(pin);
     running.stop();
 }
@@ -98,7 +98,7 @@ fn a_waiting_checkpointer_gets_on_and_the_snapshot_goes_on_as_fuzzy() {
     assert!(pin.is_exact());
     let mut image = Image::empty(pin.size().0);
     let pages = pin.size().1;
-    read_some(&mut pin, &mut image, 1, pages / 3);
+    read_some(&mut *pin, &mut image, 1, pages / 3);
     app.sql("update t set x = randomblob(2400) where id % 10 = 0");
     let start = Instant::now();
     let answer = checkpointer.sql("pragma wal_checkpoint(truncate)");
@@ -110,8 +110,8 @@ fn a_waiting_checkpointer_gets_on_and_the_snapshot_goes_on_as_fuzzy() {
     assert!(answer.starts_with("0,"), "{answer}");
     assert!(!pin.is_exact());
     app.sql("update t set x = randomblob(2300) where id % 10 = 1");
-    read_some(&mut pin, &mut image, pages / 3 + 1, pages);
-    check_against(&mut app, &running, &pin, image);
+    read_some(&mut *pin, &mut image, pages / 3 + 1, pages);
+    check_against(&mut app, &running, &*pin, image);
     running.stop();
 }
 
@@ -125,16 +125,16 @@ fn a_pin_on_lock_0_is_let_go_at_the_next_commit() {
     let mut pin = running.pin();
     assert!(pin.is_exact());
     let mut image = Image::empty(pin.size().0);
-    read_some(&mut pin, &mut image, 1, 10);
+    read_some(&mut *pin, &mut image, 1, 10);
     app.sql("pragma wal_checkpoint(truncate)");
     assert!(pin.is_exact());
     app.sql("update t set x = 'new'");
     running.until("the pin to be let go", || !pin.is_exact());
     let pages = pin.size().1;
-    read_some(&mut pin, &mut image, 11, pages);
+    read_some(&mut *pin, &mut image, 11, pages);
     app.sql("delete from t where id > 10");
     app.sql("vacuum");
-    check_against(&mut app, &running, &pin, image);
+    check_against(&mut app, &running, &*pin, image);
     running.stop();
 }
 
@@ -159,7 +159,7 @@ fn a_pin_that_was_let_go_ends_with_its_run_too() {
     assert_eq!(ended.kind(), ErrorKind::Conflict);
     app.sql("insert into t values(3, 'small')");
     running.barrier();
-    assert_eq!(Image::read(&mut running.pin()).hash(), app.hash());
+    assert_eq!(Image::read(&mut *running.pin()).hash(), app.hash());
     running.stop();
 }
 

@@ -6,6 +6,7 @@
 use crate::config::CaptureSettings;
 use crate::format::ids::PageSize;
 use crate::replicate::act::Capture;
+use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
 use crate::replicate::tests::world::{App, Image, TIMING, clock};
 use std::collections::{BTreeMap, HashMap};

@@ -3,8 +3,9 @@
 
 use crate::config::{CaptureSettings, Clock};
 use crate::format::ids::{PageSize, Pgno, Timestamp};
-use crate::replicate::act::{Capture, SnapshotPin};
+use crate::replicate::act::Capture;
 use crate::replicate::decide::Timing;
+use crate::replicate::source::{PageSource, Source};
 use crate::replicate::spool::{Spool, SpooledCommit};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -168,7 +169,7 @@ impl Running<'_> {
         self.world.runtime.block_on(self.capture.barrier()).unwrap()
     }
 
-    pub(super) fn pin(&self) -> SnapshotPin {
+    pub(super) fn pin(&self) -> Box<dyn PageSource> {
         let pin = self.world.runtime.block_on(self.capture.snapshot_pin());
         pin.unwrap()
     }
@@ -203,7 +204,7 @@ pub(super) struct Image {
 
 impl Image {
     /// Reads all pages of a pin.
-    pub(super) fn read(pin: &mut SnapshotPin) -> Self {
+    pub(super) fn read(pin: &mut dyn PageSource) -> Self {
         let (page_size, size) = pin.size();
         let mut image = Self::empty(page_size);
         for pgno in 1..=size {
