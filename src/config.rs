@@ -24,6 +24,36 @@ pub struct Environment {
     pub random: Random,
 }
 
+impl Environment {
+    /// The time and randomness of this machine; its uptime stands still.
+    #[cfg(test)]
+    pub(crate) fn of_tests() -> Self {
+        Self {
+            clock: Arc::new(|| {
+                let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
+                Timestamp::from_micros(since.expect("after 1970").as_micros() as i64)
+            }),
+            uptime: Arc::new(|| Duration::ZERO),
+            random: Arc::new(random),
+        }
+    }
+
+    /// What time it is.
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    /// Random bytes.
+    ///
+    /// # Errors
+    /// `Unavailable` if there are none.
+    pub fn draw<const N: usize>(&self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        (self.random)(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
 /// How one database is captured.
 #[derive(Clone, Debug)]
 pub struct CaptureSettings {

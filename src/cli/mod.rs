@@ -10,7 +10,8 @@ mod sync;
 mod table;
 
 use clap::Parser;
-use sqlrepl::config::Clock;
+use nix::time::{ClockId, clock_gettime};
+use sqlrepl::config::{Clock, Environment, random};
 use sqlrepl::error::{Error, ErrorKind, Result};
 use sqlrepl::format::ids::Timestamp;
 use sqlrepl::materialize::cache::BlockCache;
@@ -112,6 +113,18 @@ fn clock() -> Clock {
             .unwrap_or_default();
         Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
     })
+}
+
+/// The system's clocks and randomness.
+fn environment() -> Environment {
+    Environment {
+        clock: clock(),
+        // No Linux since 2.6.39 is without this clock.
+        uptime: Arc::new(|| {
+            clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+        }),
+        random: Arc::new(random),
+    }
 }
 
 /// Returns at SIGINT or SIGTERM. The signals are caught from the call on; a second one ends the

@@ -1,7 +1,7 @@
 //! `sqlrepl replicate`
 
 use crate::cli::args::Replicate;
-use crate::cli::{clock, replica_name, stop_signal, store_at};
+use crate::cli::{environment, replica_name, stop_signal, store_at};
 use sqlrepl::config::CaptureSettings;
 use sqlrepl::daemon::{self, Replica, Replicated};
 use sqlrepl::error::{Error, Result};
@@ -41,7 +41,7 @@ pub(crate) async fn run(args: Replicate) -> Result<()> {
         replicas,
         host: host(),
     };
-    daemon::run(settings, clock(), stop).await
+    daemon::run(settings, environment(), stop).await
 }
 
 /// The absolute path of a database that may not be there yet. Its directory must be.

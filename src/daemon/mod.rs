@@ -2,15 +2,14 @@
 
 pub mod control;
 
-use crate::config::{CaptureSettings, Clock};
+use crate::config::{CaptureSettings, Environment};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::ids::WriterId;
 use crate::replicate::act::Capture;
 use crate::replicate::history;
 use crate::replicate::identity::Identity;
 use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
-use crate::replicate::upload::{ReplicaSettings, Status, Uploader};
+use crate::replicate::upload::{Status, UploadSettings, Uploader};
 use crate::storage::Store;
 use crate::storage::catalog::Catalog;
 use futures_util::future::join_all;
@@ -72,10 +71,14 @@ pub struct Daemon {
 /// # Errors
 /// `Conflict` if another process replicates the database, `Disk`, `Invalid`; what made a replica
 /// give up.
-pub async fn run(settings: Replicated, clock: Clock, stop: impl Future<Output = ()>) -> Result<()> {
+pub async fn run(
+    settings: Replicated,
+    environment: Environment,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
     let meta_path = settings.capture.meta_path.clone();
     let spool = Arc::new(Spool::open(&meta_path)?);
-    let daemon = Arc::new(Daemon::start(settings, spool.clone(), clock).await?);
+    let daemon = Arc::new(Daemon::start(settings, spool.clone(), environment).await?);
     let control = control::serve(&meta_path, daemon.clone())?;
     let mut failed = std::pin::pin!(daemon.all_failed());
     let mut stop = std::pin::pin!(stop);
@@ -92,7 +95,11 @@ pub async fn run(settings: Replicated, clock: Clock, stop: impl Future<Output = 
 }
 
 impl Daemon {
-    async fn start(settings: Replicated, spool: Arc<Spool>, clock: Clock) -> Result<Self> {
+    async fn start(
+        settings: Replicated,
+        spool: Arc<Spool>,
+        environment: Environment,
+    ) -> Result<Self> {
         let Replicated {
             capture,
             replicas,
@@ -102,15 +109,13 @@ impl Daemon {
             capture.database.display().to_string(),
             capture.meta_path.clone(),
         );
-        let mut writer = [0; 8];
-        crate::config::random(&mut writer)?;
         let path = meta_path.join("database-id");
-        let identity = Arc::new(Identity::load(path, WriterId(writer), host, name.clone())?);
-        let capture = Arc::new(Capture::start(capture, spool.clone(), clock.clone())?);
+        let identity = Arc::new(Identity::load(path, host, name.clone(), &environment)?);
+        let capture = Arc::new(Capture::start(capture, spool.clone(), environment.clone())?);
         decide_database(&identity, &replicas).await?;
         let mut uploaders = Vec::new();
         for replica in replicas {
-            let settings = ReplicaSettings {
+            let settings = UploadSettings {
                 name: replica.name.clone(),
                 sync_interval: replica.sync_interval,
                 directory: meta_path.join("replicas").join(folder_of(&replica)),
@@ -122,7 +127,7 @@ impl Daemon {
                 spool.clone(),
                 identity.clone(),
                 settings,
-                clock.clone(),
+                environment.clone(),
             )?;
             uploaders.push((replica.name, uploader));
         }
@@ -369,7 +374,7 @@ pub fn default_meta_path(database: &Path) -> std::path::PathBuf {
 mod tests {
     use super::*;
     use crate::format::claim::Claim;
-    use crate::format::ids::{DatabaseId, GenerationId, Timestamp};
+    use crate::format::ids::{DatabaseId, GenerationId, Timestamp, WriterId};
     use crate::format::key::{Key, ObjectKey};
     use crate::storage::Body;
     use crate::storage::fault::{Fault, FaultStore, every};
@@ -434,7 +439,8 @@ mod tests {
 
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("database-id");
-        let identity = Identity::load(path, writer, "host".into(), "app.db".into()).unwrap();
+        let environment = Environment::of_tests();
+        let identity = Identity::load(path, "host".into(), "app.db".into(), &environment).unwrap();
         let mut replicas = vec![replica(away), replica(MemoryStore::new())];
         decide_database(&identity, &replicas).await.unwrap();
         assert_eq!(identity.database_id(), None);

@@ -3,7 +3,7 @@
 //! Owns the thread that captures, and what other threads ask of it. Never fails as a whole: what is
 //! wrong with the database shows as [`Capture::trouble`] and is tried again.
 
-use crate::config::{CaptureSettings, Clock};
+use crate::config::{CaptureSettings, Environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replicate::decide::{Break, TICK, Timing};
 use crate::replicate::live::{Context, Leave, Live, budget};
@@ -51,15 +51,19 @@ impl Capture {
     /// # Errors
     /// `Conflict` if another daemon captures this database, `Unavailable` if the system gives no
     /// thread.
-    pub fn start(settings: CaptureSettings, spool: Arc<Spool>, clock: Clock) -> Result<Self> {
-        Self::start_timed(settings, spool, clock, Timing::default())
+    pub fn start(
+        settings: CaptureSettings,
+        spool: Arc<Spool>,
+        environment: Environment,
+    ) -> Result<Self> {
+        Self::start_timed(settings, spool, environment, Timing::default())
     }
 
     /// The same with other ideas of how long to wait for what.
     pub(super) fn start_timed(
         settings: CaptureSettings,
         spool: Arc<Spool>,
-        clock: Clock,
+        environment: Environment,
         timing: Timing,
     ) -> Result<Self> {
         let (wake, bell) = Wake::new()?;
@@ -72,7 +76,7 @@ impl Capture {
                 database: settings.database.clone(),
                 settings: Arc::new(settings),
                 spool,
-                clock,
+                environment,
                 timing,
             },
             wake,

@@ -228,6 +228,7 @@ mod tests {
         let began = Timestamp::from_micros(1000);
         spool
             .begin_run(RunStart {
+                token: 1,
                 page_size: SIZE,
                 pages: 1,
                 end: WalEnd::default(),

@@ -6,6 +6,7 @@
 //! last transaction of a segment that was stored after the last page was read; readers lay every
 //! newer version over it.
 
+use crate::config::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::container::{Header, Kind, ScratchFile};
 use crate::format::ids::{ObjectHash, ObjectId, PageHash, PageSize, Pgno, Txid, WalEnd};
@@ -15,6 +16,7 @@ use crate::format::segment::TimelineEntry;
 use crate::format::snapshot::{
     self, Home, LEAF_PAGES, Leaf, LeafSource, MapToWrite, Run, SnapshotWriter,
 };
+use crate::replicate::blocking;
 use crate::replicate::known::{KnownPages, within_leaf};
 use crate::replicate::put;
 use crate::replicate::source::PageSource;
@@ -40,6 +42,8 @@ pub struct FirstSnapshot {
     pub pending: PathBuf,
     /// The ids, generation and parent of the object to come; the rest is filled in here.
     pub header: Header,
+    /// Randomness.
+    pub environment: Environment,
     /// What need not be uploaded.
     pub known: KnownPages,
     /// Set when the snapshot is no longer wanted.
@@ -165,8 +169,7 @@ impl FirstSnapshot {
     }
 
     fn start_object(&self, page_size: PageSize) -> Result<OpenObject> {
-        let mut id = [0; 8];
-        crate::config::random(&mut id)?;
+        let id = self.environment.draw()?;
         let path = self
             .pending
             .join(format!("{}-{}", self.header.generation, ObjectId(id)));
@@ -275,26 +278,24 @@ impl PagesRead {
             exact: entry.txid == Txid::FIRST && !reused && own_pages(&homes, &parts),
             ..job.header.clone()
         };
-        let map = MapToWrite {
-            pages: entry.pages,
-            homes: &homes,
-            leaves: &leaves,
-        };
-        let written = tokio::task::block_in_place(|| {
+        let generation = header.generation;
+        let (written, file, homes) = blocking(move || {
+            let map = MapToWrite {
+                pages: entry.pages,
+                homes: &homes,
+                leaves: &leaves,
+            };
             let (out, written) = writer.finish(&header, &map, entry, Some(interior))?;
             sync(out, &file)?;
-            Ok::<_, Error>(written)
-        })?;
+            Ok((written, file, homes))
+        })
+        .await?;
         let object = ObjectKey::Snapshot {
             txid: entry.txid,
             time: entry.time,
             hash8: written.hash.hash8(),
         };
-        let key = Key {
-            generation: header.generation,
-            object,
-        }
-        .to_string();
+        let key = Key { generation, object }.to_string();
         job.put(&key, &file, &written.hash).await?;
         all_listed(&*job.store, &homes).await?;
         Ok(entry.txid)

@@ -1,5 +1,6 @@
 //! Who writes, and which database: what objects say of their origin.
 
+use crate::config::{Environment, Random};
 use crate::error::{Error, Result};
 use crate::format::ids::{DatabaseId, WriterId};
 use crate::storage::durable;
@@ -15,6 +16,7 @@ pub struct Identity {
     /// The database file, for messages.
     pub database: String,
     path: PathBuf,
+    random: Random,
     id: Mutex<Option<DatabaseId>>,
 }
 
@@ -22,8 +24,13 @@ impl Identity {
     /// The identity that is kept in the file at `path`, once it is decided.
     ///
     /// # Errors
-    /// `Disk`, `Corrupt`.
-    pub fn load(path: PathBuf, writer: WriterId, host: String, database: String) -> Result<Self> {
+    /// `Disk`, `Corrupt`; `Unavailable` if there are no random bytes.
+    pub fn load(
+        path: PathBuf,
+        host: String,
+        database: String,
+        environment: &Environment,
+    ) -> Result<Self> {
         let id = match durable::read_if_there(&path)? {
             Some(bytes) => Some(
                 String::from_utf8_lossy(&bytes)
@@ -34,10 +41,11 @@ impl Identity {
             None => None,
         };
         Ok(Self {
-            writer,
+            writer: WriterId(environment.draw()?),
             host,
             database,
             path,
+            random: environment.random.clone(),
             id: Mutex::new(id),
         })
     }
@@ -65,7 +73,7 @@ impl Identity {
                     Some(theirs) => theirs,
                     None => {
                         let mut drawn = [0; 16];
-                        crate::config::random(&mut drawn)?;
+                        (self.random)(&mut drawn)?;
                         DatabaseId(drawn)
                     }
                 };
@@ -83,7 +91,8 @@ mod tests {
 
     fn identity(dir: &std::path::Path) -> Identity {
         let path = dir.join("database-id");
-        Identity::load(path, WriterId([1; 8]), "host".into(), "/data/app.db".into()).unwrap()
+        let environment = Environment::of_tests();
+        Identity::load(path, "host".into(), "/data/app.db".into(), &environment).unwrap()
     }
 
     #[test]

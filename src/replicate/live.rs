@@ -11,7 +11,7 @@ mod resume;
 mod run;
 mod snapshots;
 
-use crate::config::{CaptureSettings, Clock};
+use crate::config::{CaptureSettings, Environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::db_header::{DB_HEADER_BYTES, DbHeader};
 use crate::format::ids::{PageSize, Timestamp, WalEnd};
@@ -74,8 +74,8 @@ pub(super) struct Context {
     pub database: PathBuf,
     /// Where commits go.
     pub spool: Arc<Spool>,
-    /// What time it is.
-    pub clock: Clock,
+    /// Time and randomness.
+    pub environment: Environment,
     /// How long to wait for what.
     pub timing: Timing,
 }
@@ -87,7 +87,7 @@ impl Context {
     }
 
     fn now(&self) -> Timestamp {
-        (self.clock)()
+        self.environment.now()
     }
 
     fn sql(&self, error: &rusqlite::Error) -> Error {

@@ -18,7 +18,6 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use crate::config::random;
 use crate::error::{Error, Result};
 use crate::format::ids::{PageSize, Pgno, Timestamp, WalEnd};
 use crate::format::wal::{FRAME_HEADER_BYTES, FrameHeader, WordOrder, frame_bytes};
@@ -121,6 +120,8 @@ pub struct Position {
 /// What a new run starts from.
 #[derive(Clone, Debug)]
 pub struct RunStart {
+    /// Random.
+    pub token: u64,
     /// The page size of the database.
     pub page_size: PageSize,
     /// The database size, pages.
@@ -377,7 +378,7 @@ impl Spool {
     /// shown before, even if the disk has lost that commit since: a replica may have it.
     ///
     /// # Errors
-    /// `Disk`; `Unavailable` if the system gives no random bytes.
+    /// `Disk`.
     ///
     /// # Panics
     /// If something was appended that is neither durable nor cut away.
@@ -391,11 +392,9 @@ impl Spool {
             }
             None => (0, 0),
         };
-        let mut token = [0; 8];
-        random(&mut token)?;
         let run = RunInfo {
             id: last_run + 1,
-            token: u64::from_le_bytes(token),
+            token: start.token,
             base,
             page_size: start.page_size,
             start: start.end,

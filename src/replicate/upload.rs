@@ -5,7 +5,7 @@
 //! Each step is safe to be killed in: what the state file says is stored is stored, and what was on
 //! its way waits in the spool and is sent again, byte for byte.
 
-use crate::config::Clock;
+use crate::config::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::claim::Claim;
 use crate::format::container::{Header, Kind};
@@ -50,7 +50,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 
 /// How the database goes to one replica.
 #[derive(Clone, Debug)]
-pub struct ReplicaSettings {
+pub struct UploadSettings {
     /// How messages and `--replica` name it.
     pub name: String,
     /// How long the first commit that is not sent waits for company.
@@ -92,8 +92,8 @@ impl Uploader {
         source: Arc<dyn Source>,
         spool: Arc<Spool>,
         identity: Arc<Identity>,
-        settings: ReplicaSettings,
-        clock: Clock,
+        settings: UploadSettings,
+        environment: Environment,
     ) -> Result<Self> {
         let pending = settings.directory.join("pending");
         fs::create_dir_all(&pending)
@@ -110,7 +110,7 @@ impl Uploader {
             spool,
             identity,
             settings,
-            clock,
+            environment,
             pending,
             state_path,
             state,
@@ -199,8 +199,8 @@ struct Task {
     source: Arc<dyn Source>,
     spool: Arc<Spool>,
     identity: Arc<Identity>,
-    settings: ReplicaSettings,
-    clock: Clock,
+    settings: UploadSettings,
+    environment: Environment,
     pending: PathBuf,
     state_path: PathBuf,
     state: Option<GenerationState>,
@@ -409,8 +409,7 @@ impl Task {
         let state = self.state.as_ref().expect("begun before");
         let last = *batch.commits.last().expect("a batch holds a commit");
         let (first, last_txid) = (state.txid(batch.commits[0].seq), state.txid(last.seq));
-        let mut id = [0; 8];
-        crate::config::random(&mut id)?;
+        let id = self.environment.draw()?;
         let mut header = self.header(Kind::Segment, batch.run.page_size)?;
         header.object_id = ObjectId(id);
         (header.first, header.last, header.since) = (first, last_txid, first);
@@ -650,7 +649,7 @@ impl Task {
             Some(previous) => Some((previous.as_parent(), previous.last_time())),
             None => past.newest,
         };
-        let now = (self.clock)();
+        let now = self.environment.now();
         let started = match parent {
             Some((_, time)) if !clock_stepped_back(now, time) => stamp(now, time),
             _ => now,
@@ -661,12 +660,10 @@ impl Task {
                 self.store.location()
             ))
         })?;
-        let mut random = [0; 4];
-        crate::config::random(&mut random)?;
         Ok(Claim {
             generation: GenerationId {
                 ordinal,
-                random: u32::from_be_bytes(random),
+                random: u32::from_be_bytes(self.environment.draw()?),
             },
             database_id,
             writer_id: self.identity.writer,
@@ -753,6 +750,7 @@ impl Task {
         let job = FirstSnapshot {
             store: self.store.clone(),
             pending: self.pending.clone(),
+            environment: self.environment.clone(),
             header: Header {
                 sqlite_version: state.sqlite_version,
                 ..header

@@ -187,3 +187,18 @@ fn a_kill_at_rest_costs_nothing() {
     check_last(&running, &mut image, seq, &mut app);
     running.stop();
 }
+
+#[test]
+fn a_run_of_a_spool_made_anew_is_told_from_the_last_one_with_its_number() {
+    let world = World::new();
+    let _app = world.app_with_table();
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let running = world.capture();
+        runs.extend(running.spool.runs());
+        kill(&world, running);
+        fs::remove_dir_all(&world.settings.meta_path).unwrap();
+    }
+    assert_eq!((runs[0].id, runs[0].base), (runs[1].id, runs[1].base));
+    assert_ne!(runs[0].token, runs[1].token);
+}

@@ -1,5 +1,6 @@
 //! What the application, its user and other daemons do beside the capture.
 
+use crate::config::Environment;
 use crate::error::ErrorKind;
 use crate::format::ids::Timestamp;
 use crate::replicate::act::Capture;
@@ -216,7 +217,8 @@ fn a_second_daemon_stops_at_the_lock_even_with_another_spool() {
     let _app = world.app_with_table();
     let running = world.capture();
     let spool = Arc::new(Spool::open(&world.dir.path().join("other")).unwrap());
-    let refused = Capture::start(world.settings.clone(), spool, Arc::new(clock)).unwrap_err();
+    let refused =
+        Capture::start(world.settings.clone(), spool, Environment::of_tests()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     assert_eq!(
         refused.to_string(),

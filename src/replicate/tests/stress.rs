@@ -3,7 +3,7 @@
 //!
 //! `SQLREPL_STRESS_SECONDS` makes it longer, `SQLREPL_STRESS_SEED` repeats one.
 
-use crate::config::CaptureSettings;
+use crate::config::{CaptureSettings, Environment};
 use crate::format::ids::PageSize;
 use crate::replicate::act::Capture;
 use crate::replicate::source::Source;
@@ -67,8 +67,9 @@ fn capture_child() {
         flag.store(true, Ordering::SeqCst);
     });
     let spool = Arc::new(Spool::open(&settings(dir).meta_path).unwrap());
+    let environment = Environment::of_tests();
     let capture =
-        Capture::start_timed(settings(dir), Arc::clone(&spool), Arc::new(clock), TIMING).unwrap();
+        Capture::start_timed(settings(dir), Arc::clone(&spool), environment, TIMING).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

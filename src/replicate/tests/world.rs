@@ -1,7 +1,7 @@
 //! The harness: an application in a process of its own, since POSIX locks are per process, and a
 //! reader that rebuilds each captured state from the spool.
 
-use crate::config::{CaptureSettings, Clock};
+use crate::config::{CaptureSettings, Clock, Environment};
 use crate::format::ids::{PageSize, Pgno, Timestamp};
 use crate::replicate::act::Capture;
 use crate::replicate::decide::Timing;
@@ -139,7 +139,11 @@ impl World {
 
     pub(super) fn capture_with(&self, spool: Arc<Spool>, clock: Clock) -> Running<'_> {
         let (settings, capturing) = (self.settings.clone(), Arc::clone(&spool));
-        let capture = Capture::start_timed(settings, capturing, clock, self.timing).unwrap();
+        let environment = Environment {
+            clock,
+            ..Environment::of_tests()
+        };
+        let capture = Capture::start_timed(settings, capturing, environment, self.timing).unwrap();
         Running {
             world: self,
             spool,
