@@ -67,9 +67,6 @@ pub struct CaptureSettings {
     pub writer_lock: bool,
     /// The slow poll behind inotify.
     pub monitor_interval: Duration,
-    /// Bytes that the spool and the held-back WAL may take; None: a tenth of the free space, at
-    /// most 10 GiB.
-    pub max_spool_size: Option<u64>,
 }
 
 /// Fills `bytes` with random bytes of the operating system.

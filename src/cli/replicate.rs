@@ -36,9 +36,9 @@ pub(crate) async fn run(args: Replicate) -> Result<()> {
             wal_size: args.wal_size,
             writer_lock: !args.no_writer_lock,
             monitor_interval: args.monitor_interval,
-            max_spool_size: args.max_spool_size,
         },
         replicas,
+        max_spool_size: args.max_spool_size,
         host: host(),
     };
     daemon::run(settings, environment(), stop).await

@@ -5,6 +5,7 @@ pub mod control;
 use crate::config::{CaptureSettings, Environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replicate::act::Capture;
+use crate::replicate::budget::Budget;
 use crate::replicate::history;
 use crate::replicate::identity::Identity;
 use crate::replicate::source::Source;
@@ -44,6 +45,9 @@ pub struct Replicated {
     pub capture: CaptureSettings,
     /// Its replicas.
     pub replicas: Vec<Replica>,
+    /// Bytes that spool and held-back WAL may take; None: a tenth of the free space, at most
+    /// 10 GiB.
+    pub max_spool_size: Option<u64>,
     /// The machine, for messages.
     pub host: String,
 }
@@ -77,7 +81,8 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
     let meta_path = settings.capture.meta_path.clone();
-    let spool = Arc::new(Spool::open(&meta_path)?);
+    let budget = Budget::new(settings.max_spool_size);
+    let spool = Arc::new(Spool::open(&meta_path, budget)?);
     let daemon = Arc::new(Daemon::start(settings, spool.clone(), environment).await?);
     let control = control::serve(&meta_path, daemon.clone())?;
     let mut failed = std::pin::pin!(daemon.all_failed());
@@ -104,6 +109,7 @@ impl Daemon {
             capture,
             replicas,
             host,
+            ..
         } = settings;
         let (name, meta_path) = (
             capture.database.display().to_string(),
@@ -224,7 +230,7 @@ impl Daemon {
             .filter(|(_, uploader)| !gave_up(&uploader.status))
             .map(|(_, uploader)| uploader.status.borrow().needs)
             .collect();
-        let is_tight = spool.bytes() > self.capture.budget() / 2;
+        let is_tight = spool.bytes() > spool.room() / 2;
         match may_go(&needs, is_tight) {
             Some(seq) => spool.release(seq),
             None => Ok(()),

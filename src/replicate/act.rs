@@ -6,7 +6,7 @@
 use crate::config::{CaptureSettings, Environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replicate::decide::{Break, TICK, Timing};
-use crate::replicate::live::{Context, Leave, Live, budget};
+use crate::replicate::live::{Context, Leave, Live};
 use crate::replicate::pages::SnapshotPin;
 use crate::replicate::source::{PageSource, Source};
 use crate::replicate::spool::Spool;
@@ -32,8 +32,6 @@ const STOP: Duration = Duration::from_secs(5);
 pub struct Capture {
     requests: Sender<Request>,
     bell: Bell,
-    spool: Arc<Spool>,
-    max_spool_size: Option<u64>,
     trouble: Arc<Mutex<Option<String>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -70,7 +68,6 @@ impl Capture {
         let (requests, received) = channel();
         let trouble = Arc::new(Mutex::new(None));
         let (first, began) = sync_channel(1);
-        let (max_spool_size, shown) = (settings.max_spool_size, Arc::clone(&spool));
         let worker = Worker {
             context: Context {
                 database: settings.database.clone(),
@@ -99,8 +96,6 @@ impl Capture {
         Ok(Self {
             requests,
             bell,
-            spool: shown,
-            max_spool_size,
             trouble,
             thread: Mutex::new(Some(thread)),
         })
@@ -109,11 +104,6 @@ impl Capture {
     /// Why nothing is captured at the moment, if so: a sentence.
     pub fn trouble(&self) -> Option<String> {
         lock(&self.trouble).clone()
-    }
-
-    /// Bytes that the spool and the held-back WAL may take now.
-    pub fn budget(&self) -> u64 {
-        budget(self.max_spool_size, &self.spool)
     }
 
     /// Captures what is committed, leaves the WAL empty if it can (bounded, 5 s), notes how it
@@ -288,7 +278,7 @@ impl Worker {
             return Ok(());
         };
         let anew = anew.clone();
-        if *needs_room && self.context.spool.bytes() > self.context.budget() / 2 {
+        if *needs_room && self.context.spool.bytes() > self.context.spool.room() / 2 {
             let why = anew.map_or(String::new(), |why| format!(": {why}"));
             return Err(Error::unavailable(format!(
                 "nothing is captured until the spool has room{why}"

@@ -356,6 +356,13 @@ pub enum Step {
     LetGo(Break),
 }
 
+/// How much of the WAL up to `end` is not copied, bytes.
+pub fn uncopied_bytes(end: &WalEnd, done: &WalEnd, page_size: PageSize) -> u64 {
+    let same_wal = end.salts == done.salts;
+    let copied = if same_wal { done.frame } else { 0 };
+    u64::from(end.frame.saturating_sub(copied)) * frame_bytes(page_size) as u64
+}
+
 /// The next thing to do, given what the wal-index, the files and our own pin look like. Does no
 /// I/O.
 pub fn next_step(seen: &Seen, done: &WalEnd, page_size: PageSize, limits: &Limits) -> Step {
@@ -371,9 +378,7 @@ pub fn next_step(seen: &Seen, done: &WalEnd, page_size: PageSize, limits: &Limit
     match uncopied(&seen.index.end, done, seen.pin) {
         Uncopied::Lost(why) => Step::StartRun(why),
         Uncopied::Frames => {
-            let same_wal = seen.index.end.salts == done.salts;
-            let copied = if same_wal { done.frame } else { 0 };
-            let bytes = u64::from(seen.index.end.frame - copied) * frame_bytes;
+            let bytes = uncopied_bytes(&seen.index.end, done, page_size);
             if seen.spool_bytes + bytes > limits.budget_bytes {
                 Step::LetGo(Break::SpoolFull(limits.budget_bytes))
             } else if seen.spool_fails {

@@ -224,7 +224,7 @@ mod tests {
     /// A batch of commits, each a list of pages and the size that it leaves. A page is filled with
     /// the number of its frame, counted over the batch.
     fn batch(dir: &std::path::Path, commits: &[(&[u32], u32)]) -> Batch {
-        let spool = Spool::open(dir).unwrap();
+        let spool = Spool::open(dir, std::sync::Arc::default()).unwrap();
         let began = Timestamp::from_micros(1000);
         spool
             .begin_run(RunStart {

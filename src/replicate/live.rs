@@ -36,8 +36,6 @@ const OPEN: Duration = Duration::from_secs(5);
 const LOCK: Duration = Duration::from_millis(10);
 /// How often a failed spool is read back.
 const READ_BACK: Duration = Duration::from_secs(1);
-/// A spool takes a tenth of the free space, and no more than this unless told, bytes.
-const BUDGET_MAX: u64 = 10 << 30;
 
 /// Why the capture cannot go on with what it has open.
 #[derive(Debug)]
@@ -81,11 +79,6 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// Bytes that spool and held-back WAL may take.
-    pub(super) fn budget(&self) -> u64 {
-        budget(self.settings.max_spool_size, &self.spool)
-    }
-
     fn now(&self) -> Timestamp {
         self.environment.now()
     }
@@ -93,23 +86,6 @@ impl Context {
     fn sql(&self, error: &rusqlite::Error) -> Error {
         from_sqlite(&self.database, error)
     }
-}
-
-/// Bytes that spool and held-back WAL may take now.
-pub(super) fn budget(max_spool_size: Option<u64>, spool: &Spool) -> u64 {
-    max_spool_size.unwrap_or_else(|| {
-        let dir = spool.dir();
-        match nix::sys::statvfs::statvfs(dir) {
-            Ok(stat) => {
-                let free = stat.blocks_available() * stat.fragment_size();
-                ((free + spool.bytes()) / 10).min(BUDGET_MAX)
-            }
-            Err(errno) => {
-                tracing::warn!("free space of {}: {errno}", dir.display());
-                BUDGET_MAX
-            }
-        }
-    })
 }
 
 /// An open database.
@@ -331,7 +307,7 @@ impl Live {
         Limits {
             wal_bytes: settings.wal_size,
             writer_lock: settings.writer_lock,
-            budget_bytes: self.context.budget(),
+            budget_bytes: self.context.spool.room(),
             monitor: settings.monitor_interval,
             timing: self.context.timing,
         }
@@ -348,6 +324,8 @@ impl Live {
             Some(_) if !self.wal.is_in_place()? => Files::WalReplaced,
             Some(_) => Files::Same,
         };
+        let held = decide::uncopied_bytes(&index.end, &self.done.end, self.page_size);
+        self.context.spool.hold(held);
         let now = self.context.now();
         let rest = match (&self.rest, &file) {
             (Some(known), Some(file)) if !known.has_same_content(file) => Rest::Changed,
@@ -486,6 +464,8 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         self.end_snapshots();
+        // What is not copied is let go.
+        self.context.spool.hold(0);
     }
 }
 

@@ -1,6 +1,7 @@
 //! From a live database to a replica: WAL capture into the spool, upload, first snapshots.
 
 pub mod act;
+pub mod budget;
 mod connection;
 mod copy;
 pub mod decide;

@@ -21,6 +21,7 @@ mod tests;
 use crate::error::{Error, Result};
 use crate::format::ids::{PageSize, Pgno, Timestamp, WalEnd};
 use crate::format::wal::{FRAME_HEADER_BYTES, FrameHeader, WordOrder, frame_bytes};
+use crate::replicate::budget::{Budget, Share};
 use crate::replicate::spool::log::{RECORD_BYTES, Record};
 use crate::replicate::spool::read::{behind, damaged, read_batch, read_header, read_logs, verify};
 use crate::replicate::spool::writer::Writer;
@@ -214,6 +215,7 @@ pub struct Spool {
     tip: watch::Sender<Option<Tip>>,
     logs: Mutex<VecDeque<Log>>,
     writer: Mutex<Option<Writer>>,
+    share: Share,
 }
 
 /// The summary of a log file.
@@ -237,11 +239,11 @@ struct Log {
 
 impl Spool {
     /// Opens or creates the spool in `dir` (mode 0700) and takes its lock; reads back what is
-    /// durable there.
+    /// durable there. What it takes counts in `budget`.
     ///
     /// # Errors
     /// `Conflict` if another process has the lock, `Disk`, `Corrupt` if a file's header is damaged.
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub fn open(dir: &Path, budget: Arc<Budget>) -> Result<Self> {
         let log_dir = dir.join("log");
         for dir in [dir, &log_dir] {
             make_private_dir(dir)?;
@@ -253,12 +255,15 @@ impl Spool {
             None => None,
         };
         let tip = writer.as_ref().map(Writer::tip);
+        let share = Share::new(budget);
+        share.set_spool(length(&logs));
         Ok(Self {
             dir: dir.to_path_buf(),
             _lock: lock,
             tip: watch::Sender::new(tip),
             logs: Mutex::new(logs),
             writer: Mutex::new(writer),
+            share,
         })
     }
 
@@ -338,6 +343,7 @@ impl Spool {
                 })
                 .map_err(|e| Error::disk(format!("remove spool file {}", path.display()), e))?;
             logs.pop_front();
+            self.share.set_spool(length(&logs));
         }
         Ok(())
     }
@@ -365,7 +371,17 @@ impl Spool {
 
     /// Bytes on disk: of what is not released, and of no more than about as much beside it.
     pub fn bytes(&self) -> u64 {
-        self.logs().iter().map(|log| log.length).sum()
+        length(&self.logs())
+    }
+
+    /// Bytes that this spool and the held-back WAL may take now, with what they take already.
+    pub fn room(&self) -> u64 {
+        self.share.room(&self.dir)
+    }
+
+    /// So many bytes of the WAL are held back now, since they are not copied.
+    pub fn hold(&self, bytes: u64) {
+        self.share.set_held(bytes);
     }
 
     /// Where the capture goes on. `None` until the first run began.
@@ -473,6 +489,7 @@ impl Spool {
             let log = logs.back_mut().expect("the writer's file is the newest");
             log.last = writer.durable.seq;
             log.length = writer.durable_length;
+            self.share.set_spool(length(&logs));
         }
         self.tip.send_replace(Some(writer.tip()));
         if writer.durable_length - writer.data >= ROTATE_BYTES {
@@ -525,6 +542,7 @@ impl Spool {
             let log = logs.back_mut().expect("the writer's file is the newest");
             log.last = writer.durable.seq;
             log.length = writer.durable_length;
+            self.share.set_spool(length(&logs));
         }
         self.tip.send_replace(Some(writer.tip()));
         Ok(())
@@ -543,6 +561,7 @@ impl Spool {
                 last.file = None;
             }
             logs.push_back(next.log());
+            self.share.set_spool(length(&logs));
         }
         self.tip.send_replace(Some(next.tip()));
         *writer = Some(next);
@@ -581,6 +600,11 @@ impl Spool {
             .lock()
             .expect("a panic with this lock held is our own bug")
     }
+}
+
+/// Bytes of these files.
+fn length(logs: &VecDeque<Log>) -> u64 {
+    logs.iter().map(|log| log.length).sum()
 }
 
 fn make_private_dir(dir: &Path) -> Result<()> {

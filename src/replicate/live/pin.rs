@@ -5,7 +5,6 @@
 
 use crate::error::Result;
 use crate::format::ids::WalEnd;
-use crate::format::wal::frame_bytes;
 use crate::replicate::connection::Connection;
 use crate::replicate::copy::{Copied, Copy};
 use crate::replicate::decide::{self, Break, Pin, TryEnd, Uncopied};
@@ -123,16 +122,14 @@ impl Live {
 
     /// What was committed since the last look may be more than the spool may take.
     fn check_room(&self, target: &WalEnd) -> Result<(), Halt> {
-        let done = &self.done.end;
-        let copied = if target.salts == done.salts {
-            done.frame
-        } else {
-            0
-        };
-        let bytes = u64::from(target.frame - copied) * frame_bytes(self.page_size) as u64;
-        let budget = self.context.budget();
-        if self.context.spool.bytes() + bytes > budget {
-            return Err(Halt::Break(Break::SpoolFull(budget)));
+        let bytes = decide::uncopied_bytes(target, &self.done.end, self.page_size);
+        let spool = &self.context.spool;
+        // Counted before it is compared, so that two large transactions of two databases do not
+        // both find room for one.
+        spool.hold(bytes);
+        let room = spool.room();
+        if spool.bytes() + bytes > room {
+            return Err(Halt::Break(Break::SpoolFull(room)));
         }
         Ok(())
     }

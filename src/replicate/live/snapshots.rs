@@ -108,7 +108,7 @@ impl Live {
             return Ok(false);
         }
         let held = self.context.spool.bytes() + self.wal.bytes()?;
-        let is_over = held > self.context.budget();
+        let is_over = held > self.context.spool.room();
         let mut is_close = false;
         for (pin, at) in exact {
             let in_the_way = match pin.exact() {

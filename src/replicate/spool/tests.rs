@@ -103,7 +103,7 @@ fn newest_log(dir: &Path) -> PathBuf {
 fn what_was_synced_is_read_back_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("meta");
-    let spool = Spool::open(&dir).unwrap();
+    let spool = Spool::open(&dir, Arc::default()).unwrap();
     assert_eq!(*spool.tip().borrow(), None);
     let mut maker = begin(&spool);
     maker.commit(&spool, &[1, 2]);
@@ -112,7 +112,7 @@ fn what_was_synced_is_read_back_after_a_restart() {
     let position = spool.position().unwrap();
     drop(spool);
 
-    let spool = Spool::open(&dir).unwrap();
+    let spool = Spool::open(&dir, Arc::default()).unwrap();
     assert_eq!(spool.position(), Some(position));
     assert_eq!(
         *spool.tip().borrow(),
@@ -142,7 +142,7 @@ fn what_was_synced_is_read_back_after_a_restart() {
 #[test]
 fn nothing_shows_before_it_is_synced_and_a_cut_forgets_it() {
     let dir = tempfile::tempdir().unwrap();
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     let mut maker = begin(&spool);
     maker.commit(&spool, &[1]);
     assert_eq!(all(&spool, 1, 0), [0; 0]);
@@ -158,7 +158,7 @@ fn nothing_shows_before_it_is_synced_and_a_cut_forgets_it() {
 #[test]
 fn a_torn_tail_is_cut_wherever_it_is_torn() {
     let dir = tempfile::tempdir().unwrap();
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     let mut maker = begin(&spool);
     maker.commit(&spool, &[1, 2]);
     spool.sync().unwrap();
@@ -179,7 +179,7 @@ fn a_torn_tail_is_cut_wherever_it_is_torn() {
     });
     for bytes in cuts.chain(flips) {
         fs::write(&path, &bytes).unwrap();
-        let spool = Spool::open(dir.path()).unwrap();
+        let spool = Spool::open(dir.path(), Arc::default()).unwrap();
         assert_eq!(spool.position(), Some(first));
         assert_eq!(fs::metadata(&path).unwrap().len(), keep);
     }
@@ -188,7 +188,7 @@ fn a_torn_tail_is_cut_wherever_it_is_torn() {
 #[test]
 fn a_batch_takes_what_fits_but_at_least_one_commit() {
     let dir = tempfile::tempdir().unwrap();
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     let mut maker = begin(&spool);
     for pgnos in [&[1, 2, 3][..], &[1], &[2], &[3, 4]] {
         maker.commit(&spool, pgnos);
@@ -204,7 +204,7 @@ fn a_batch_takes_what_fits_but_at_least_one_commit() {
 #[test]
 fn files_are_rotated_and_released_whole() {
     let dir = tempfile::tempdir().unwrap();
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     let mut maker = begin(&spool);
     let many: Vec<u32> = (1..=20_000).collect();
     for _ in 0..5 {
@@ -226,7 +226,7 @@ fn files_are_rotated_and_released_whole() {
         "the spool no longer has the commits after 1 of run 1"
     );
     drop(spool);
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     assert_eq!(all(&spool, 1, 4), [5]);
     assert_eq!(spool.position().unwrap().seq, 5);
 }
@@ -234,7 +234,7 @@ fn files_are_rotated_and_released_whole() {
 #[test]
 fn what_is_all_released_leaves_no_bytes_and_the_run_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     let mut maker = begin(&spool);
     let many: Vec<u32> = (1..=500).collect();
     for _ in 0..4 {
@@ -259,7 +259,7 @@ fn what_is_all_released_leaves_no_bytes_and_the_run_goes_on() {
     spool.sync().unwrap();
     let position = spool.position();
     drop(spool);
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     assert_eq!(spool.position(), position);
     assert_eq!(all(&spool, 1, 5), [6]);
 }
@@ -267,7 +267,7 @@ fn what_is_all_released_leaves_no_bytes_and_the_run_goes_on() {
 #[test]
 fn a_run_is_durable_before_its_first_commit_and_ends_where_the_next_begins() {
     let dir = tempfile::tempdir().unwrap();
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     let mut maker = begin(&spool);
     maker.commit(&spool, &[1]);
     spool.sync().unwrap();
@@ -275,7 +275,7 @@ fn a_run_is_durable_before_its_first_commit_and_ends_where_the_next_begins() {
     begin(&spool);
     drop(spool);
 
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     let ids: Vec<u64> = spool.runs().iter().map(|run| run.id).collect();
     assert_eq!(ids, [1, 3]);
     // The state that each run starts from has a number of its own.
@@ -295,7 +295,7 @@ fn a_run_is_durable_before_its_first_commit_and_ends_where_the_next_begins() {
 #[test]
 fn damage_in_an_older_file_reads_as_lost_commits() {
     let dir = tempfile::tempdir().unwrap();
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     let mut maker = begin(&spool);
     maker.commit(&spool, &[1]);
     maker.commit(&spool, &[2]);
@@ -308,7 +308,7 @@ fn damage_in_an_older_file_reads_as_lost_commits() {
     bytes[middle_of_the_second] ^= 1;
     fs::write(&path, bytes).unwrap();
 
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     let lost = spool.batch(1, 0, u64::MAX).unwrap_err();
     assert_eq!(lost.kind(), ErrorKind::NotFound);
     let sentence = lost.to_string();
@@ -321,8 +321,8 @@ fn damage_in_an_older_file_reads_as_lost_commits() {
 #[test]
 fn a_second_process_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let _spool = Spool::open(dir.path()).unwrap();
-    let refused = Spool::open(dir.path()).unwrap_err();
+    let _spool = Spool::open(dir.path(), Arc::default()).unwrap();
+    let refused = Spool::open(dir.path(), Arc::default()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     assert_eq!(
         refused.to_string(),
@@ -337,7 +337,7 @@ fn a_second_process_is_refused() {
 fn only_the_owner_may_look_inside() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("meta");
-    let spool = Spool::open(&dir).unwrap();
+    let spool = Spool::open(&dir, Arc::default()).unwrap();
     begin(&spool);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&dir), 0o700);
@@ -348,7 +348,7 @@ fn only_the_owner_may_look_inside() {
 #[test]
 fn a_failure_latches_until_the_disk_was_read_back() {
     let dir = tempfile::tempdir().unwrap();
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     let mut maker = begin(&spool);
     maker.commit(&spool, &[1]);
     spool.sync().unwrap();
@@ -374,7 +374,7 @@ fn a_failure_latches_until_the_disk_was_read_back() {
 #[test]
 fn what_the_disk_lost_is_not_there_after_it_was_read_back() {
     let dir = tempfile::tempdir().unwrap();
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     let mut maker = begin(&spool);
     maker.commit(&spool, &[1]);
     spool.sync().unwrap();
@@ -399,26 +399,26 @@ fn what_the_disk_lost_is_not_there_after_it_was_read_back() {
 #[test]
 fn a_run_is_told_from_one_with_its_number_in_another_spool_by_its_token() {
     let dir = tempfile::tempdir().unwrap();
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     begin(&spool);
     let before = spool.runs().pop().unwrap();
     assert_eq!(before.token, 1);
     drop(spool);
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     assert_eq!(spool.runs().pop().unwrap(), before);
 }
 
 #[test]
 fn a_file_that_is_no_log_names_itself_and_the_remedy() {
     let dir = tempfile::tempdir().unwrap();
-    let spool = Spool::open(dir.path()).unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
     begin(&spool);
     drop(spool);
     let path = newest_log(dir.path());
     let good = fs::read(&path).unwrap();
     let check = |bytes: &[u8], reason: &str| {
         fs::write(&path, bytes).unwrap();
-        let refused = Spool::open(dir.path()).unwrap_err();
+        let refused = Spool::open(dir.path(), Arc::default()).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Corrupt);
         assert_eq!(
             refused.to_string(),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 fn kill(world: &World, running: Running<'_>) {
     drop(running);
     let start = Instant::now();
-    while Spool::open(&world.settings.meta_path).is_err() {
+    while Spool::open(&world.settings.meta_path, std::sync::Arc::default()).is_err() {
         assert!(start.elapsed() < PATIENCE);
         std::thread::sleep(Duration::from_millis(2));
     }

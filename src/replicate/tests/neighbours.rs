@@ -216,7 +216,7 @@ fn a_second_daemon_stops_at_the_lock_even_with_another_spool() {
     let world = World::new();
     let _app = world.app_with_table();
     let running = world.capture();
-    let spool = Arc::new(Spool::open(&world.dir.path().join("other")).unwrap());
+    let spool = Arc::new(Spool::open(&world.dir.path().join("other"), Arc::default()).unwrap());
     let refused =
         Capture::start(world.settings.clone(), spool, Environment::of_tests()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
@@ -305,7 +305,7 @@ fn another_page_size_begins_a_run() {
 #[test]
 fn a_transaction_beyond_the_budget_ends_the_run_and_the_next_begins() {
     let mut world = World::new();
-    world.settings.max_spool_size = Some(1 << 20);
+    world.max_spool_size = Some(1 << 20);
     let mut app = world.app_with_table();
     let running = world.capture();
     app.sql("insert into t values(1, randomblob(3000000))");
@@ -323,7 +323,7 @@ fn a_transaction_beyond_the_budget_ends_the_run_and_the_next_begins() {
 #[test]
 fn a_full_spool_is_waited_for_without_holding_back_the_wal() {
     let mut world = World::new();
-    world.settings.max_spool_size = Some(1 << 20);
+    world.max_spool_size = Some(1 << 20);
     let mut app = world.app_with_table();
     let running = world.capture();
     let mut rows = 0;
@@ -444,7 +444,7 @@ fn commits_stay_in_order_whatever_the_clock_says() {
     let world = World::new();
     let mut app = world.app_with_table();
     let now = Arc::new(AtomicI64::new(clock().micros()));
-    let spool = Arc::new(Spool::open(&world.settings.meta_path).unwrap());
+    let spool = Arc::new(Spool::open(&world.settings.meta_path, Arc::default()).unwrap());
     let read = Arc::clone(&now);
     let stopped = move || Timestamp::from_micros(read.load(Ordering::SeqCst));
     let running = world.capture_with(spool, Arc::new(stopped));

@@ -141,10 +141,10 @@ fn a_pin_on_lock_0_is_let_go_at_the_next_commit() {
 #[test]
 fn a_pin_that_was_let_go_ends_with_its_run_too() {
     let mut world = World::new();
-    world.settings.max_spool_size = Some(1 << 20);
+    world.max_spool_size = Some(1 << 20);
     let mut app = world.app_with_table();
     let running = world.capture();
-    assert_eq!(running.capture.budget(), 1 << 20);
+    assert_eq!(running.spool.room(), 1 << 20);
     let mut pin = running.pin();
     pin.let_go();
     app.sql("insert into t values(1, 'small')");

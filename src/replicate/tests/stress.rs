@@ -39,7 +39,6 @@ fn settings(dir: &Path) -> CaptureSettings {
         wal_size: 200_000,
         writer_lock: true,
         monitor_interval: Duration::from_millis(300),
-        max_spool_size: None,
     }
 }
 
@@ -66,7 +65,7 @@ fn capture_child() {
         std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
         flag.store(true, Ordering::SeqCst);
     });
-    let spool = Arc::new(Spool::open(&settings(dir).meta_path).unwrap());
+    let spool = Arc::new(Spool::open(&settings(dir).meta_path, Arc::default()).unwrap());
     let environment = Environment::of_tests();
     let capture =
         Capture::start_timed(settings(dir), Arc::clone(&spool), environment, TIMING).unwrap();
@@ -308,7 +307,7 @@ impl Oracle {
 }
 
 fn check_runs(dir: &Path, oracle: &Oracle) -> (u64, u64) {
-    let spool = Spool::open(&dir.join("meta")).unwrap();
+    let spool = Spool::open(&dir.join("meta"), Arc::default()).unwrap();
     let runs = spool.runs();
     let mut checked = 0;
     let mut last = String::new();

@@ -4,6 +4,7 @@
 use crate::config::{CaptureSettings, Clock, Environment};
 use crate::format::ids::{PageSize, Pgno, Timestamp};
 use crate::replicate::act::Capture;
+use crate::replicate::budget::Budget;
 use crate::replicate::decide::Timing;
 use crate::replicate::source::{PageSource, Source};
 use crate::replicate::spool::{Spool, SpooledCommit};
@@ -92,6 +93,7 @@ pub(super) struct World {
     pub(super) dir: tempfile::TempDir,
     pub(super) settings: CaptureSettings,
     pub(super) timing: Timing,
+    pub(super) max_spool_size: Option<u64>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -104,12 +106,12 @@ impl World {
             wal_size: 4 << 20,
             writer_lock: true,
             monitor_interval: Duration::from_secs(1),
-            max_spool_size: None,
         };
         Self {
             dir,
             settings,
             timing: TIMING,
+            max_spool_size: None,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .build()
                 .unwrap(),
@@ -133,7 +135,9 @@ impl World {
     }
 
     pub(super) fn capture(&self) -> Running<'_> {
-        let spool = Arc::new(Spool::open(&self.settings.meta_path).unwrap());
+        let spool = Arc::new(
+            Spool::open(&self.settings.meta_path, Budget::new(self.max_spool_size)).unwrap(),
+        );
         self.capture_with(spool, Arc::new(clock))
     }
 
