@@ -187,9 +187,9 @@ impl Daemon {
         }
         for (name, uploader) in wanted {
             let mut status = uploader.status.clone();
-            let there = status.wait_for(|status| status.failed || status.has(seq));
+            let there = status.wait_for(|status| status.failed.is_some() || status.has(seq));
             match timeout_at(deadline, there).await {
-                Ok(Ok(status)) if !status.failed => {}
+                Ok(Ok(status)) if status.failed.is_none() => {}
                 _ => return Err(not_durable(name, &uploader.status, timeout)),
             }
         }
@@ -215,7 +215,11 @@ impl Daemon {
     async fn all_failed(&self) {
         let each = self.uploaders.iter().map(|(name, uploader)| async move {
             let mut status = uploader.status.clone();
-            if status.wait_for(|status| status.failed).await.is_err() {
+            if status
+                .wait_for(|status| status.failed.is_some())
+                .await
+                .is_err()
+            {
                 tracing::error!(replica = %name, "{ENDED}");
             }
         });
@@ -267,7 +271,8 @@ impl Daemon {
         }
         for (name, uploader) in &self.uploaders {
             let mut status = uploader.status.clone();
-            let sent = status.wait_for(|status| status.failed || status.needs >= Some(seq));
+            let sent =
+                status.wait_for(|status| status.failed.is_some() || status.needs >= Some(seq));
             if timeout_at(deadline, sent).await.is_err() {
                 tracing::warn!(replica = %name, "the last commits stay in the spool");
             }
@@ -276,7 +281,7 @@ impl Daemon {
 
     async fn stop_uploaders(&self) -> Result<()> {
         let each = self.uploaders.iter().map(|(name, uploader)| async move {
-            if uploader.status.has_changed().is_err() && !uploader.status.borrow().failed {
+            if uploader.status.has_changed().is_err() && uploader.status.borrow().failed.is_none() {
                 return Err(Error::unavailable(format!("replica {name}: {ENDED}")));
             }
             let stopped = timeout(UPLOADER_STOP, uploader.stop()).await;
@@ -294,7 +299,7 @@ const ENDED: &str = "its uploader ended unexpectedly; start replicate again";
 
 /// The uploader does nothing any more.
 fn gave_up(status: &watch::Receiver<Status>) -> bool {
-    status.borrow().failed || status.has_changed().is_err()
+    status.borrow().failed.is_some() || status.has_changed().is_err()
 }
 
 /// Up to where the spool may drop, given after which `seq` each replica needs it. A replica that

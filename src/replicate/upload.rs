@@ -34,6 +34,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 /// Raw frames that are sent at once without waiting for the interval, and that a busy database
 /// gathers for one put.
@@ -70,8 +71,8 @@ pub struct Status {
     pub needs: Option<u64>,
     /// What it cannot do at the moment, if so: a sentence.
     pub trouble: Option<String>,
-    /// It gave up: the trouble does not go away by itself.
-    pub failed: bool,
+    /// It gave up, for a trouble of this kind, which does not go away by itself.
+    pub failed: Option<ErrorKind>,
 }
 
 /// A running uploader.
@@ -132,12 +133,27 @@ impl Uploader {
         };
         task.remove_leftovers(false)?;
         // Its end shows in `status`, whose sender it holds.
-        tokio::spawn(async move { task.run().await });
+        let span = tracing::error_span!("replica", name = %task.settings.name);
+        tokio::spawn(async move { task.run().await }.instrument(span));
         Ok(Self {
             status,
             urgent,
             stop,
         })
+    }
+
+    /// One that gave up before it began.
+    pub fn given_up(error: &Error) -> Self {
+        let status = Status {
+            trouble: Some(error.to_string()),
+            failed: Some(error.kind()),
+            ..Status::default()
+        };
+        Self {
+            status: watch::channel(status).1,
+            urgent: watch::Sender::default(),
+            stop: watch::Sender::default(),
+        }
     }
 
     /// Sends everything up to `seq` without waiting for company.
@@ -154,8 +170,8 @@ impl Uploader {
         let mut status = self.status.clone();
         while status.changed().await.is_ok() {}
         let last = status.borrow();
-        match &last.trouble {
-            Some(trouble) if last.failed => Err(Error::invalid(trouble.clone())),
+        match (last.failed, &last.trouble) {
+            (Some(kind), Some(trouble)) => Err(Error::new(kind, trouble.clone())),
             _ => Ok(()),
         }
     }
@@ -260,9 +276,9 @@ impl Task {
 
     /// Says what went wrong. True if it does not go away by itself.
     fn has_failed_with(&mut self, error: Error) -> bool {
-        tracing::error!(replica = %self.settings.name, "{error}");
+        tracing::error!("{error}");
         let failed = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Invalid);
-        self.publish(Some(error.to_string()), failed);
+        self.publish(Some(error.to_string()), failed.then_some(error.kind()));
         match error.kind() {
             ErrorKind::Conflict => self.ended = Some(error),
             // What is durable is what the disk says.
@@ -296,7 +312,7 @@ impl Task {
                 self.end_generation(tip).await?;
                 let trouble = self.make_first_snapshot().await?;
                 *backoff = BACKOFF.0;
-                self.publish(trouble, false);
+                self.publish(trouble, None);
             }
             if let Some(result) = self.wait(tip).await {
                 self.first_snapshot_ended(result)?;
@@ -398,7 +414,7 @@ impl Task {
                 });
                 tip = self.tip.borrow_and_update().unwrap_or(tip);
             }
-            self.publish(None, false);
+            self.publish(None, None);
             if self.uploads.is_multiple_of(CHECKED_UPLOADS) {
                 self.check_presence().await?;
             }
@@ -611,7 +627,7 @@ impl Task {
         .to_string();
         put::put_bytes(&*self.store, &key, claim.encode().into()).await?;
         tracing::info!(
-            replica = %self.settings.name, generation = %claim.generation,
+            generation = %claim.generation,
             "new generation: {}", claim.reason
         );
         self.sent.send_replace(None);
@@ -767,30 +783,29 @@ impl Task {
             spool: self.spool.clone(),
             generation: state.clone(),
         };
-        self.first = Some(tokio::spawn(making.make(job, pin)));
+        self.first = Some(tokio::spawn(making.make(job, pin).in_current_span()));
         Ok(())
     }
 
     fn first_snapshot_ended(&mut self, result: Result<Txid>) -> Result<()> {
-        let name = &self.settings.name;
         match result {
             Ok(txid) => {
                 let state = self.state.as_mut().expect("begun before");
                 state.complete = Some(txid);
                 let generation = state.id;
-                tracing::info!(replica = %name, %generation, %txid, "first snapshot stored");
+                tracing::info!(%generation, %txid, "first snapshot stored");
                 self.save()
             }
             // The run ended under it; so does the generation when all its commits are sent.
             Err(e) if e.kind() == ErrorKind::Conflict => {
-                tracing::warn!(replica = %name, "first snapshot given up: {e}");
+                tracing::warn!("first snapshot given up: {e}");
                 Ok(())
             }
             Err(e) => Err(e),
         }
     }
 
-    fn publish(&mut self, trouble: Option<String>, failed: bool) {
+    fn publish(&mut self, trouble: Option<String>, failed: Option<ErrorKind>) {
         let complete = |state: &&GenerationState| self.resumed && state.complete.is_some();
         if let Some(state) = self.state.as_ref().filter(complete) {
             self.durable = self.durable.max(Some(state.sent_seq()));
