@@ -1,6 +1,7 @@
 //! Settings: plain validated data, and the things that come from outside: clocks and randomness.
 
 pub mod location;
+pub mod nearest;
 pub mod settings;
 
 use crate::error::{Error, Result};

@@ -11,6 +11,7 @@ mod table;
 
 use clap::Parser;
 use nix::time::{ClockId, clock_gettime};
+use sqlrepl::config::location::real_path;
 use sqlrepl::config::{Clock, Environment, random};
 use sqlrepl::error::{Error, ErrorKind, Result};
 use sqlrepl::format::ids::Timestamp;
@@ -19,7 +20,7 @@ use sqlrepl::materialize::replica::Replica;
 use sqlrepl::storage::Store;
 use sqlrepl::storage::directory::DirectoryStore;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -160,24 +161,6 @@ fn store_at(place: &str) -> Result<Arc<dyn Store>> {
     Ok(DirectoryStore::open(&real_path(Path::new(place))?)?)
 }
 
-/// The one path of a directory, however it is written, so that it is one location: absolute, with
-/// the links resolved in as much of it as exists.
-fn real_path(path: &Path) -> Result<PathBuf> {
-    let unusable = |e| Error::invalid(format!("{}: no path", path.display())).because(e);
-    let absolute = std::path::absolute(path).map_err(unusable)?;
-    let existing = absolute
-        .ancestors()
-        .find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
-    Ok(match existing {
-        Some((ancestor, real)) => {
-            let rest = absolute.strip_prefix(ancestor).expect("it is an ancestor");
-            // Collected anew: to join nothing ends a path in a slash.
-            real.join(rest).components().collect()
-        }
-        None => absolute.components().collect(),
-    })
-}
-
 /// How messages and `--replica` name the replica at a place: as the user does, but for a slash at
 /// the end.
 fn replica_name(place: &str) -> &str {
@@ -208,27 +191,6 @@ async fn replica_at(place: &str) -> Result<Arc<Replica>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
-    use std::os::unix::fs::symlink;
-
-    #[test]
-    fn one_directory_is_one_location_however_it_is_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().canonicalize().unwrap();
-        fs::create_dir(root.join("r")).unwrap();
-        symlink(&root, root.join("link")).unwrap();
-        let location = |place: &str| {
-            let place = format!("{}/{place}", root.display());
-            store_at(&place).unwrap().location().to_owned()
-        };
-        for place in ["r", "r/", "r//", "./r", "link/r", "link/r/"] {
-            assert_eq!(location(place), root.join("r").to_str().unwrap(), "{place}");
-        }
-        // Not there yet, and then it is.
-        let before: Vec<String> = ["a/b", "a/b/", "link/a/b"].map(location).to_vec();
-        fs::create_dir_all(root.join("a/b")).unwrap();
-        assert_eq!(before, vec![location("a/b"); 3]);
-    }
 
     #[test]
     fn a_replica_is_called_what_the_user_calls_it() {

@@ -1,7 +1,12 @@
 //! Where a replica lies, as the user says it: a directory, or a prefix in an S3 bucket.
 
+use crate::config::nearest::nearest;
+use crate::error::{Error, Result};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// What may stand behind the `?` of a URL.
+pub const URL_KEYS: [&str; 4] = ["endpoint", "region", "force-path-style", "checksums"];
 
 /// The place of a replica, or of several below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +68,245 @@ impl fmt::Debug for Secret {
     }
 }
 
+impl Location {
+    /// Understands a directory, or
+    /// `s3://bucket/prefix?endpoint=URL&region=R&force-path-style=true&checksums=false`, whose
+    /// prefix and values may be percent-encoded.
+    ///
+    /// # Errors
+    /// `Invalid`, which never shows what may be a secret.
+    pub fn parse(text: &str) -> Result<Self> {
+        Self::parse_below(text, Path::new(""))
+    }
+
+    /// The same; a directory that is not absolute lies below `base`.
+    ///
+    /// # Errors
+    /// As [`Location::parse`].
+    pub fn parse_below(text: &str, base: &Path) -> Result<Self> {
+        match text.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("s3") => parse_url(rest)
+                .map(Self::S3)
+                .map_err(|e| e.context(without_secrets(text))),
+            Some((scheme, _)) => Err(Error::invalid(format!(
+                "{}: {scheme} is no kind of replica; give a directory or s3://bucket/prefix",
+                without_secrets(text)
+            ))),
+            None if text.starts_with("s3:") => Err(Error::invalid(format!(
+                "{}: a URL begins with s3://, a directory of this name with ./",
+                without_secrets(text)
+            ))),
+            None if text.is_empty() => Err(Error::invalid(
+                "a replica's place is empty; give a directory or s3://bucket/prefix",
+            )),
+            None => Ok(Self::Directory(real_path(&base.join(text))?)),
+        }
+    }
+}
+
+/// The one path of a file or directory, however it is written, so that it is one place: absolute,
+/// with the links resolved in as much of it as exists.
+///
+/// # Errors
+/// `Invalid` for what is no path.
+pub fn real_path(path: &Path) -> Result<PathBuf> {
+    let unusable = |e| Error::invalid(format!("{}: no path", path.display())).because(e);
+    let absolute = std::path::absolute(path).map_err(unusable)?;
+    let existing = absolute
+        .ancestors()
+        .find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    Ok(match existing {
+        Some((ancestor, real)) => {
+            let rest = absolute.strip_prefix(ancestor).expect("it is an ancestor");
+            // Collected anew: to join nothing ends a path in a slash.
+            real.join(rest).components().collect()
+        }
+        None => absolute.components().collect(),
+    })
+}
+
+/// A place as the user wrote it, without a query and without what stands before an `@`, either of
+/// which may be a secret in the wrong place.
+pub fn without_secrets(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return text.to_owned();
+    };
+    let rest = rest.split('?').next().unwrap_or_default();
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match host.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://***@{host}{path}"),
+        None => format!("{scheme}://{host}{path}"),
+    }
+}
+
+/// What stands behind `s3://`.
+fn parse_url(rest: &str) -> Result<S3Location> {
+    let (place, query) = match rest.split_once('?') {
+        Some((place, query)) => (place, query),
+        None => (rest, ""),
+    };
+    let (bucket, path) = place.split_once('/').unwrap_or((place, ""));
+    if bucket.contains('@') {
+        return Err(Error::invalid(format!(
+            "a URL holds no credentials; {CREDENTIALS_BELONG}"
+        )));
+    }
+    check_bucket(bucket)?;
+    let mut location = S3Location {
+        bucket: bucket.to_owned(),
+        prefix: parse_prefix(&decode(path)?)?,
+        region: None,
+        endpoint: None,
+        force_path_style: None,
+        checksums: true,
+        credentials: None,
+    };
+    let mut given = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        check_url_key(key)?;
+        if given.contains(&key) {
+            return Err(Error::invalid(format!("{key} is given twice")));
+        }
+        given.push(key);
+        let value = decode(value)?;
+        match key {
+            "endpoint" => location.endpoint = Some(parse_endpoint(&value)?),
+            "region" => location.region = Some(parse_region(&value)?),
+            "force-path-style" => location.force_path_style = Some(parse_bool(key, &value)?),
+            _ => location.checksums = parse_bool(key, &value)?,
+        }
+    }
+    Ok(location)
+}
+
+/// Refuses what a URL cannot say, before its value is looked at.
+fn check_url_key(key: &str) -> Result<()> {
+    if matches!(key, "access-key-id" | "secret-access-key") {
+        return Err(Error::invalid(format!(
+            "a URL holds no {key}; {CREDENTIALS_BELONG}"
+        )));
+    }
+    if URL_KEYS.contains(&key) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "a URL has no key {key:?}; {}",
+        nearest(key, &URL_KEYS)
+    )))
+}
+
+const CREDENTIALS_BELONG: &str = "set access-key-id and secret-access-key in the config file, or \
+     AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment";
+
+/// Refuses what S3 does not take as a bucket's name.
+///
+/// # Errors
+/// `Invalid`, with the rule.
+pub fn check_bucket(name: &str) -> Result<()> {
+    let is_outer = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_fine = (3..=63).contains(&name.len())
+        && name.bytes().all(|b| is_outer(b) || b"-.".contains(&b))
+        && name.bytes().next().is_some_and(is_outer)
+        && name.bytes().last().is_some_and(is_outer)
+        && !name.contains("..")
+        && name.parse::<std::net::Ipv4Addr>().is_err();
+    if is_fine {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "{name:?} is no name of a bucket: 3 to 63 lower case letters, digits, - and ., with a \
+         letter or digit at each end"
+    )))
+}
+
+/// What all keys begin with, without the slashes at its ends.
+///
+/// # Errors
+/// `Invalid` for a part that no key may have.
+pub fn parse_prefix(text: &str) -> Result<String> {
+    let prefix = text.trim_matches('/');
+    let is_part = |part: &str| {
+        !matches!(part, "" | "." | "..") && !part.contains(|c: char| c.is_ascii_control())
+    };
+    // 1,024 bytes is the longest key of S3; below the prefix ours need some 120.
+    if prefix.is_empty() || (prefix.len() <= 900 && prefix.split('/').all(is_part)) {
+        return Ok(prefix.to_owned());
+    }
+    Err(Error::invalid(format!(
+        "{prefix:?} is no prefix: parts with / between them, none empty, . or .., no control \
+         characters, at most 900 bytes"
+    )))
+}
+
+/// The URL of a server.
+///
+/// # Errors
+/// `Invalid`, which does not show what may be a password.
+pub fn parse_endpoint(text: &str) -> Result<String> {
+    let wrong = |why: &str| Error::invalid(format!("{}: {why}", without_secrets(text)));
+    let rest = ["http://", "https://"]
+        .iter()
+        .find_map(|scheme| text.strip_prefix(scheme));
+    let Some(rest) = rest else {
+        return Err(wrong("no endpoint: say http://host:port or https://host"));
+    };
+    let host = rest.split('/').next().unwrap_or_default();
+    if host.contains('@') {
+        return Err(wrong("an endpoint holds no credentials"));
+    }
+    let is_plain = |c: char| c.is_ascii_graphic() && !"?#%\\\"<>".contains(c);
+    if host.is_empty() || host.starts_with(':') || !rest.chars().all(is_plain) {
+        return Err(wrong("no endpoint: say http://host:port or https://host"));
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// A region's name, also of a server other than AWS.
+///
+/// # Errors
+/// `Invalid`.
+pub fn parse_region(text: &str) -> Result<String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    if text.is_empty() || !text.chars().all(is_plain) {
+        return Err(Error::invalid(format!(
+            "{text:?} is no region: say one such as eu-central-1, or leave it out"
+        )));
+    }
+    Ok(text.to_owned())
+}
+
+fn parse_bool(key: &str, text: &str) -> Result<bool> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(Error::invalid(format!(
+            "{key} is {text:?}; say true or false"
+        ))),
+    }
+}
+
+/// Undoes percent-encoding.
+fn decode(text: &str) -> Result<String> {
+    let wrong = || {
+        Error::invalid(format!(
+            "{text:?} is not percent-encoded; write %25 for a percent sign"
+        ))
+    };
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('%') {
+        bytes.extend_from_slice(before.as_bytes());
+        let (digits, behind) = after.split_at_checked(2).ok_or_else(wrong)?;
+        let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let byte = u8::from_str_radix(digits, 16).ok().filter(|_| is_hex);
+        bytes.push(byte.ok_or_else(wrong)?);
+        rest = behind;
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
 impl fmt::Display for Location {
     /// A path or a URL without secrets: one replica has one such name, however it is written.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,6 +330,191 @@ impl fmt::Display for S3Location {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    fn s3(text: &str) -> S3Location {
+        match Location::parse(text) {
+            Ok(Location::S3(place)) => place,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_url_is_a_bucket_and_a_prefix_without_slashes_at_its_ends() {
+        for (text, bucket, prefix) in [
+            ("s3://bucket", "bucket", ""),
+            ("s3://bucket/", "bucket", ""),
+            ("S3://bucket", "bucket", ""),
+            ("s3://my.bucket-1/a", "my.bucket-1", "a"),
+            ("s3://bucket/a/b/", "bucket", "a/b"),
+            ("s3://bucket//a//", "bucket", "a"),
+            ("s3://bucket/a%20b/%C3%A4%3F%25", "bucket", "a b/\u{e4}?%"),
+            ("s3://bucket/a b#c", "bucket", "a b#c"),
+            ("s3://bucket/a?", "bucket", "a"),
+        ] {
+            let place = s3(text);
+            assert_eq!((&*place.bucket, &*place.prefix), (bucket, prefix), "{text}");
+            assert_eq!(place.region, None);
+            assert_eq!(place.endpoint, None);
+            assert_eq!(place.force_path_style, None);
+            assert!(place.checksums && place.credentials.is_none());
+        }
+        assert_eq!(s3("s3://bucket/a/?region=x").to_string(), "s3://bucket/a");
+        assert_eq!(s3("s3://bucket").to_string(), "s3://bucket");
+    }
+
+    #[test]
+    fn the_query_of_a_url_says_how_its_server_is_spoken_to() {
+        let place = s3(
+            "s3://bucket/a?endpoint=http%3A%2F%2F127.0.0.1:9000/&region=eu-central-1\
+             &force-path-style=false&checksums=false",
+        );
+        assert_eq!(place.endpoint.as_deref(), Some("http://127.0.0.1:9000"));
+        assert_eq!(place.region.as_deref(), Some("eu-central-1"));
+        assert_eq!(place.force_path_style, Some(false));
+        assert!(!place.checksums);
+        let place = s3("s3://bucket?endpoint=https://s3.example.org&force-path-style=true");
+        assert_eq!(place.endpoint.as_deref(), Some("https://s3.example.org"));
+        assert_eq!(place.force_path_style, Some(true));
+    }
+
+    #[test]
+    fn what_is_no_place_is_refused_with_the_remedy() {
+        for (text, sentence) in [
+            (
+                "gs://bucket/a",
+                "gs://bucket/a: gs is no kind of replica; give a directory or s3://bucket/prefix",
+            ),
+            (
+                "s3:/bucket",
+                "s3:/bucket: a URL begins with s3://, a directory of this name with ./",
+            ),
+            (
+                "",
+                "a replica's place is empty; give a directory or s3://bucket/prefix",
+            ),
+            (
+                "s3://b/a",
+                "s3://b/a: \"b\" is no name of a bucket: 3 to 63 lower case letters, digits, - \
+                 and ., with a letter or digit at each end",
+            ),
+            (
+                "s3://bucket/a//b",
+                "s3://bucket/a//b: \"a//b\" is no prefix: parts with / between them, none empty, \
+                 . or .., no control characters, at most 900 bytes",
+            ),
+            (
+                "s3://bucket/50%",
+                "s3://bucket/50%: \"50%\" is not percent-encoded; write %25 for a percent sign",
+            ),
+            (
+                "s3://bucket?regoin=x",
+                "s3://bucket: a URL has no key \"regoin\"; did you mean region?",
+            ),
+            (
+                "s3://bucket?acl=x",
+                "s3://bucket: a URL has no key \"acl\"; known are endpoint, region, \
+                 force-path-style, checksums",
+            ),
+            (
+                "s3://bucket?region=a&region=b",
+                "s3://bucket: region is given twice",
+            ),
+            (
+                "s3://bucket?region=",
+                "s3://bucket: \"\" is no region: say one such as eu-central-1, or leave it out",
+            ),
+            (
+                "s3://bucket?checksums=no",
+                "s3://bucket: checksums is \"no\"; say true or false",
+            ),
+            (
+                "s3://bucket?endpoint=localhost:9000",
+                "s3://bucket: localhost:9000: no endpoint: say http://host:port or https://host",
+            ),
+        ] {
+            let error = Location::parse(text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{text}");
+            assert_eq!(error.to_string(), sentence);
+        }
+    }
+
+    #[test]
+    fn buckets_prefixes_and_endpoints_that_will_not_do_are_refused() {
+        for bucket in [
+            "",
+            "ab",
+            "Bucket",
+            "my_bucket",
+            "-bucket",
+            "bucket.",
+            "a..b",
+            "10.0.0.1",
+            "b%75cket",
+            &"a".repeat(64),
+        ] {
+            assert!(check_bucket(bucket).is_err(), "{bucket}");
+        }
+        for prefix in ["a/../b", ".", "a/./b", "a\nb", &"a".repeat(901)] {
+            assert!(parse_prefix(prefix).is_err(), "{prefix}");
+        }
+        for prefix in ["%", "%4", "%zz", "%+1", "%ff", "%\u{e4}"] {
+            assert!(decode(prefix).is_err(), "{prefix}");
+        }
+        for endpoint in [
+            "",
+            "http://",
+            "https://:90",
+            "ftp://x",
+            "http://a b",
+            "http://x?y",
+        ] {
+            assert!(parse_endpoint(endpoint).is_err(), "{endpoint}");
+        }
+    }
+
+    #[test]
+    fn credentials_in_a_url_are_refused_and_never_shown() {
+        for text in [
+            "s3://key:hunter2@bucket/a",
+            "s3://bucket/a?secret-access-key=hunter2",
+            "s3://bucket/a?secret-access-key=hunter2%",
+            "s3://bucket/a?password=hunter2",
+            "s3://bucket/a?endpoint=http://me:hunter2@host",
+            "gs://me:hunter2@bucket/a?secret=hunter2",
+        ] {
+            let said = Location::parse(text).unwrap_err().to_string();
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+        let said = Location::parse("s3://bucket?access-key-id=A").unwrap_err();
+        assert_eq!(
+            said.to_string(),
+            "s3://bucket: a URL holds no access-key-id; set access-key-id and secret-access-key \
+             in the config file, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+        );
+    }
+
+    #[test]
+    fn one_directory_is_one_location_however_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir(root.join("r")).unwrap();
+        symlink(&root, root.join("link")).unwrap();
+        let location = |place: &str| {
+            let location = Location::parse(&format!("{}/{place}", root.display())).unwrap();
+            assert_eq!(Location::parse_below(place, &root).unwrap(), location);
+            location.to_string()
+        };
+        for place in ["r", "r/", "r//", "./r", "link/r", "link/r/"] {
+            assert_eq!(location(place), root.join("r").to_str().unwrap(), "{place}");
+        }
+        // Not there yet, and then it is.
+        let before: Vec<String> = ["a/b", "a/b/", "link/a/b"].map(location).to_vec();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        assert_eq!(before, vec![location("a/b"); 3]);
+    }
 
     #[test]
     fn a_secret_is_never_printed() {
