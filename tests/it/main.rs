@@ -2,8 +2,9 @@
 //!
 //! `world.rs` is the harness: a temporary folder, the programs that run in it, and their end.
 //! `program.rs` runs programs, `writer.rs` is the applications that write, `oracle.rs` what SQLite
-//! showed after each of their commits, `exact.rs` the comparison with every restore point. The
-//! other modules are stories; the README's promises stand above the tests that show them.
+//! showed after each of their commits, `exact.rs` the comparison with every restore point,
+//! `s3_server.rs` the S3 server. The other modules are stories; the README's promises stand above
+//! the tests that show them.
 
 #[path = "../bench/table.rs"]
 mod bench;
@@ -19,6 +20,7 @@ mod oracle;
 mod program;
 mod replicate;
 mod restore;
+mod s3_server;
 mod stored;
 mod tidy;
 mod time_travel;
