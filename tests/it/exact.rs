@@ -22,13 +22,14 @@ pub(crate) struct Exact {
 }
 
 /// A replica, read through the library.
-struct Reader {
+pub(crate) struct Reader {
     runtime: Runtime,
-    replica: Arc<Replica>,
+    pub(crate) replica: Arc<Replica>,
 }
 
 impl Reader {
-    fn new(path: &Path) -> Self {
+    /// Reads what the replica holds now.
+    pub(crate) fn new(path: &Path) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
         let store = DirectoryStore::open(path).unwrap();
@@ -38,7 +39,7 @@ impl Reader {
     }
 
     /// The restore points of each generation, ascending.
-    fn generations(&self) -> Vec<Vec<RestorePoint>> {
+    pub(crate) fn generations(&self) -> Vec<Vec<RestorePoint>> {
         let mut generations: Vec<(GenerationId, Vec<RestorePoint>)> = Vec::new();
         for point in self.replica.points(&PointsQuery::default()) {
             match generations.last_mut() {
@@ -49,7 +50,8 @@ impl Reader {
         generations.into_iter().map(|(_, points)| points).collect()
     }
 
-    fn hash(&self, point: &RestorePoint) -> ImageHash {
+    /// The hash of all pages of a restore point.
+    pub(crate) fn hash(&self, point: &RestorePoint) -> ImageHash {
         self.runtime.block_on(async {
             let database = self.replica.open(point).await.unwrap();
             let size = database.size();
@@ -191,7 +193,7 @@ pub(crate) fn check_some(replica: &Path, ledger: &Path, count: u64, dice: &mut D
 
 /// Checks that txids have no gaps and times go up.
 #[track_caller]
-fn check_names(points: &[RestorePoint]) {
+pub(crate) fn check_names(points: &[RestorePoint]) {
     for pair in points.windows(2) {
         assert_eq!(pair[0].txid.next(), pair[1].txid, "a txid is missing");
         assert!(

@@ -3,8 +3,9 @@
 //! `world.rs` is the harness: a temporary folder, the programs that run in it, and their end.
 //! `program.rs` runs programs, `writer.rs` is the applications that write, `oracle.rs` what SQLite
 //! showed after each of their commits, `exact.rs` the comparison with every restore point,
-//! `s3_server.rs` the S3 server. The other modules are stories; the README's promises stand above
-//! the tests that show them.
+//! `s3_server.rs` the S3 server. `machine.rs` is machines that write one replica, `lineage.rs` what
+//! came of that. The other modules are stories; the README's promises stand above the tests that
+//! show them.
 
 #[path = "../bench/table.rs"]
 mod bench;
@@ -13,7 +14,9 @@ mod crash;
 mod damage;
 mod demo;
 mod exact;
+mod lineage;
 mod listing;
+mod machine;
 mod model;
 mod mount;
 mod oracle;
@@ -26,6 +29,7 @@ mod tidy;
 mod time_travel;
 mod world;
 mod writer;
+mod writers;
 
 /// How many times more than in a normal run: `SQLREPL_SOAK`, 1 by default.
 pub(crate) fn soak() -> u64 {

@@ -89,7 +89,8 @@ impl World {
         command
     }
 
-    fn ours(&self, arguments: &str) -> Command {
+    /// `sqlrepl` with arguments that hold no spaces themselves.
+    pub(crate) fn ours(&self, arguments: &str) -> Command {
         let arguments: Vec<&str> = arguments.split_whitespace().collect();
         self.command(env!("CARGO_BIN_EXE_sqlrepl"), &arguments)
     }
@@ -150,10 +151,17 @@ impl World {
     /// Compiles the library that makes chosen syncs of a `-wal` go wrong.
     #[track_caller]
     pub(crate) fn fault_library(&self) -> PathBuf {
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/eio.c");
-        self.run("cc", &["-O1", "-shared", "-fPIC", "-o", "eio.so", source])
-            .ok();
-        self.path("eio.so")
+        self.preloaded("eio.c")
+    }
+
+    /// Compiles a library to preload from its source beside this file.
+    #[track_caller]
+    pub(crate) fn preloaded(&self, source: &str) -> PathBuf {
+        let from = format!("{}/tests/it/{source}", env!("CARGO_MANIFEST_DIR"));
+        let to = source.replace(".c", ".so");
+        let words = ["-O1", "-shared", "-fPIC", "-o", &to, &from];
+        self.run("cc", &words).ok();
+        self.path(&to)
     }
 
     /// Starts `sqlrepl replicate` with these arguments and waits for nothing.

@@ -1,0 +1,194 @@
+//! What several writers made of one replica: every restore point against what SQLite showed each of
+//! them, and every time against the rule by which times are resolved.
+
+use crate::exact::{Reader, check_names};
+use crate::machine::{Machine, REPLICA};
+use crate::oracle::ImageHash;
+use crate::world::World;
+use sqlrepl::error::ErrorKind;
+use sqlrepl::format::claim::Claim;
+use sqlrepl::format::ids::{GenerationId, RestorePoint, Timestamp, Txid};
+use sqlrepl::format::moment::Moment;
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::Path;
+
+/// One generation, read whole.
+pub(crate) struct Generation {
+    pub(crate) id: GenerationId,
+    pub(crate) claim: Claim,
+    /// Ascending.
+    pub(crate) points: Vec<RestorePoint>,
+}
+
+/// All that a replica holds.
+pub(crate) struct Lineage {
+    reader: Reader,
+    /// Ascending; those without a restore point do not exist for readers.
+    pub(crate) generations: Vec<Generation>,
+    images: HashMap<(GenerationId, Txid), ImageHash>,
+}
+
+/// Checks all that a replica promises whoever wrote it: no restore point is wrong, none that was
+/// durable on one of these machines is gone, and each time resolves within the past of the machine
+/// that writes the highest generation; now to that machine's last commit, which must be durable.
+#[track_caller]
+pub(crate) fn check(world: &World, machines: &[&Machine]) -> Lineage {
+    let lineage = Lineage::read(&world.path(REPLICA));
+    lineage.check_images(machines);
+    lineage.check_durable(machines);
+    lineage.check_times(machines);
+    let newest = lineage.generations.last().unwrap();
+    let writer = lineage.writer(newest, machines);
+    let last = *writer.durable.last().expect("it synced");
+    assert_eq!(
+        writer.images().last(),
+        Some(&last),
+        "not synced before the check"
+    );
+    let restored = world.path("now.db");
+    world.restore("now.db", "");
+    let image = ImageHash::of(&fs::read(&restored).unwrap());
+    assert_eq!(
+        image, last,
+        "restore of now is not the last commit of {}",
+        newest.id
+    );
+    fs::remove_file(restored).unwrap();
+    lineage
+}
+
+impl Lineage {
+    fn read(replica: &Path) -> Self {
+        let reader = Reader::new(replica);
+        let points = reader.generations();
+        let mut generations = Vec::new();
+        for info in reader.replica.generations() {
+            let of_it = |points: &&Vec<RestorePoint>| points[0].generation == info.id;
+            let Some(points) = points.iter().find(of_it) else {
+                continue;
+            };
+            check_names(points);
+            generations.push(Generation {
+                id: info.id,
+                claim: info.claim.expect("each generation has its claim"),
+                points: points.clone(),
+            });
+        }
+        assert!(!generations.is_empty(), "the replica has no restore point");
+        let all = generations.iter().flat_map(|generation| &generation.points);
+        let images = all
+            .map(|point| ((point.generation, point.txid), reader.hash(point)))
+            .collect();
+        Self {
+            reader,
+            generations,
+            images,
+        }
+    }
+
+    fn image(&self, point: &RestorePoint) -> ImageHash {
+        self.images[&(point.generation, point.txid)]
+    }
+
+    /// The machine that began a generation.
+    #[track_caller]
+    fn writer<'m, 'w>(&self, of: &Generation, machines: &[&'m Machine<'w>]) -> &'m Machine<'w> {
+        let path = Path::new(&of.claim.path);
+        machines
+            .iter()
+            .find(|machine| machine.path("app.db") == path)
+            .unwrap_or_else(|| panic!("{} is none of the machines", of.claim.path))
+    }
+
+    /// Each generation is a piece of what one machine's SQLite showed, in order and without gaps.
+    #[track_caller]
+    fn check_images(&self, machines: &[&Machine]) {
+        let shown: Vec<_> = machines.iter().map(|machine| machine.images()).collect();
+        for Generation { id, points, .. } in &self.generations {
+            let mut seen: Vec<_> = points.iter().map(|point| self.image(point)).collect();
+            // A transaction may write pages and change nothing.
+            seen.dedup();
+            let is_a_piece =
+                |shown: &Vec<ImageHash>| shown.windows(seen.len()).any(|piece| piece == seen);
+            if shown.iter().any(is_a_piece) {
+                continue;
+            }
+            let place = |image| {
+                let at = |shown: &Vec<ImageHash>| shown.iter().position(|one| one == image);
+                shown.iter().map(at).collect::<Vec<_>>()
+            };
+            let places: Vec<_> = seen.iter().map(place).collect();
+            panic!("{id} is no piece of any machine's history: {places:?}");
+        }
+    }
+
+    #[track_caller]
+    fn check_durable(&self, machines: &[&Machine]) {
+        let stored: HashSet<_> = self.images.values().collect();
+        for machine in machines {
+            for (number, image) in machine.durable.iter().enumerate() {
+                let path = machine.path("");
+                assert!(
+                    stored.contains(image),
+                    "durable image {number} of {} is gone",
+                    path.display()
+                );
+            }
+        }
+    }
+
+    /// At the time of every restore point, and just before it.
+    #[track_caller]
+    fn check_times(&self, machines: &[&Machine]) {
+        let newest = self.generations.last().unwrap();
+        let shown = self.writer(newest, machines).images();
+        let place = |point: &RestorePoint| {
+            let image = self.image(point);
+            let place = shown.iter().rposition(|one| *one == image);
+            place.unwrap_or_else(|| panic!("{point:?} is in the past of another machine"))
+        };
+        let all = self
+            .generations
+            .iter()
+            .flat_map(|generation| &generation.points);
+        let mut times: Vec<i64> = all.map(|point| point.time.micros()).collect();
+        times.extend(times.clone().iter().map(|time| time - 1));
+        times.sort_unstable();
+        let mut earliest = 0;
+        for time in times.into_iter().map(Timestamp::from_micros) {
+            let resolved = match self.reader.replica.resolve(Moment::At(time)) {
+                Ok(point) => Some(point),
+                Err(e) if e.kind() == ErrorKind::NotFound => None,
+                Err(e) => panic!("{time}: {e}"),
+            };
+            assert_eq!(resolved, self.expected_at(time), "{time}");
+            if let Some(point) = resolved {
+                let place = place(&point);
+                assert!(place >= earliest, "at {time} the history goes back");
+                earliest = place;
+            }
+        }
+        let latest = self.reader.replica.resolve(Moment::Latest).unwrap();
+        assert_eq!(Some(&latest), newest.points.last());
+    }
+
+    /// The rule, once more: from the highest generation down its parents, in each of which nothing
+    /// counts behind the txid that both share.
+    fn expected_at(&self, time: Timestamp) -> Option<RestorePoint> {
+        let mut generation = self.generations.last()?;
+        let mut shared = None;
+        loop {
+            let is_before = |point: &&RestorePoint| {
+                point.time <= time && shared.is_none_or(|shared| point.txid <= shared)
+            };
+            if let Some(point) = generation.points.iter().rev().find(is_before) {
+                return Some(*point);
+            }
+            let parent = generation.claim.parent?;
+            shared = Some(parent.txid);
+            let is_parent = |other: &&Generation| other.id == parent.generation;
+            generation = self.generations.iter().find(is_parent)?;
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Machines that write one replica: each a folder with a database, the state of its daemon, an
+//! application that writes, and the ledger of what SQLite showed it. A machine can crash, be copied
+//! and be put back as it was, as disks are; its daemon's clock can be set.
+
+use crate::oracle::{ImageHash, images};
+use crate::program::{LONG, Running, wait_until};
+use crate::world::World;
+use crate::writer::{Setup, Writer};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// The replica that all of them write.
+pub(crate) const REPLICA: &str = "replicas/app";
+
+/// No two applications write the same values.
+static SEED: AtomicU64 = AtomicU64::new(1);
+
+/// One machine of a world.
+pub(crate) struct Machine<'w> {
+    world: &'w World,
+    folder: String,
+    writer: Option<Writer>,
+    daemon: Option<Running>,
+    /// What a `sqlrepl sync` called durable.
+    pub(crate) durable: Vec<ImageHash>,
+}
+
+impl<'w> Machine<'w> {
+    /// A machine in this folder of the world, with a database of 100 short rows in `t` and so many
+    /// random bytes beside them, and no program.
+    #[track_caller]
+    pub(crate) fn new(world: &'w World, folder: &str, filler: u64) -> Self {
+        fs::create_dir(world.path(folder)).unwrap();
+        let rows = filler / 1000;
+        world.sql(
+            &format!("{folder}/app.db"),
+            &format!(
+                "PRAGMA journal_mode=WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v);
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100)
+                 INSERT INTO t SELECT i, 'row ' || i FROM n;
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
+                 INSERT INTO t SELECT i + 1000, randomblob(1000) FROM n WHERE {rows} > 0;"
+            ),
+        );
+        Self::found(world, folder)
+    }
+
+    /// A new machine with the newest commit in the replica, which is one of this other's.
+    #[track_caller]
+    pub(crate) fn restored(world: &'w World, folder: &str, of: &Self) -> Self {
+        fs::create_dir(world.path(folder)).unwrap();
+        world.restore(&format!("{folder}/app.db"), "");
+        let machine = Self::found(world, folder);
+        fs::copy(of.path("ledger"), machine.path("ledger")).unwrap();
+        machine
+    }
+
+    /// A machine whose disk is there already.
+    fn found(world: &'w World, folder: &str) -> Self {
+        Self {
+            world,
+            folder: folder.to_owned(),
+            writer: None,
+            daemon: None,
+            durable: Vec::new(),
+        }
+    }
+
+    /// A path on its disk.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.world.path(&self.folder).join(name)
+    }
+
+    /// The same as text.
+    pub(crate) fn text_path(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// What SQLite showed its applications.
+    pub(crate) fn images(&self) -> Vec<ImageHash> {
+        images(&self.path("ledger"))
+    }
+
+    /// Its application, which has the database open until the machine crashes.
+    pub(crate) fn writer(&mut self) -> &mut Writer {
+        self.writer.get_or_insert_with(|| {
+            let folder = self.world.path(&self.folder);
+            let mut setup = Setup::new(&folder);
+            setup.seed = SEED.fetch_add(1, Ordering::Relaxed);
+            Writer::rust(&setup, &self.world.logs())
+        })
+    }
+
+    /// Commits so many times.
+    #[track_caller]
+    pub(crate) fn commit(&mut self, count: u64) {
+        self.writer().ask(&format!("updates {count} 0"));
+    }
+
+    /// Starts the daemon with more options, and waits until everything is durable.
+    #[track_caller]
+    pub(crate) fn replicate(&mut self, options: &str) {
+        self.replicate_with(options, |_| {});
+    }
+
+    /// The same with a change to the command.
+    #[track_caller]
+    pub(crate) fn replicate_with(&mut self, options: &str, change: impl FnOnce(&mut Command)) {
+        // It notes what is there before the daemon can.
+        self.writer();
+        let Self { world, folder, .. } = self;
+        let arguments =
+            format!("replicate {folder}/app.db {REPLICA} --sync-interval 10ms {options}");
+        let mut command = world.ours(&arguments);
+        change(&mut command);
+        self.daemon = Some(Running::start(&mut command, &world.logs()));
+        self.sync();
+    }
+
+    /// Starts the daemon by a clock of its own.
+    #[track_caller]
+    pub(crate) fn replicate_by(&mut self, clock: &Clock) {
+        self.replicate_with("", |command| clock.preload(command));
+    }
+
+    /// The running daemon.
+    pub(crate) fn daemon(&mut self) -> &mut Running {
+        self.daemon.as_mut().expect("the daemon was started")
+    }
+
+    /// Waits until what is committed by now is durable, from a daemon that may just be starting.
+    #[track_caller]
+    pub(crate) fn sync(&mut self) {
+        let newest = self.images().pop();
+        let sync = format!("sync {}/app.db --timeout 30s", self.folder);
+        let daemon = self.daemon.as_mut().expect("the daemon was started");
+        wait_until(LONG, "a sync", || {
+            assert!(daemon.is_running(), "the daemon ended");
+            self.world.sqlrepl(&sync).code == 0
+        });
+        self.durable.extend(newest);
+    }
+
+    /// Commits so many times, each of them durable before the next.
+    #[track_caller]
+    pub(crate) fn commit_each(&mut self, count: u64) {
+        for _ in 0..count {
+            self.commit(1);
+            self.sync();
+        }
+    }
+
+    /// Ends the daemon as a service manager does.
+    #[track_caller]
+    pub(crate) fn stop(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon was started");
+        assert_eq!(daemon.term(), 0);
+    }
+
+    /// Kills the daemon.
+    #[track_caller]
+    pub(crate) fn kill(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon was started");
+        daemon.kill9();
+    }
+
+    /// Loses its power: all that runs is killed.
+    #[track_caller]
+    pub(crate) fn crash(&mut self) {
+        for mut program in [
+            self.writer.take().map(|writer| writer.program),
+            self.daemon.take(),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            program.kill9();
+        }
+    }
+
+    /// Copies its disk, from which another machine starts. Crashes it: what is copied stands still.
+    #[track_caller]
+    pub(crate) fn clone_to(&mut self, folder: &str) -> Machine<'w> {
+        self.crash();
+        self.world.run("cp", &["-a", &self.folder, folder]).ok();
+        Machine::found(self.world, folder)
+    }
+
+    /// Puts the disk of another machine in the place of its own, as a restored image of it does.
+    /// What it was is kept as a machine that no longer runs.
+    #[track_caller]
+    pub(crate) fn replace_by(&mut self, image: &Machine<'w>) -> Machine<'w> {
+        self.crash();
+        let kept = format!("{}.replaced", self.folder);
+        self.world.run("mv", &[&self.folder, &kept]).ok();
+        self.world
+            .run("cp", &["-a", &image.folder, &self.folder])
+            .ok();
+        let mut gone = Machine::found(self.world, &kept);
+        gone.durable = std::mem::take(&mut self.durable);
+        gone
+    }
+}
+
+/// The clock of a daemon: the machine's, but so much ahead of it or behind.
+pub(crate) struct Clock {
+    library: PathBuf,
+    file: PathBuf,
+}
+
+/// An hour, for clocks.
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+
+impl Clock {
+    /// A clock that is right.
+    #[track_caller]
+    pub(crate) fn new(world: &World) -> Self {
+        let clock = Self {
+            library: world.preloaded("clock.c"),
+            file: world.path("clock"),
+        };
+        fs::write(&clock.file, [0; 8]).unwrap();
+        clock
+    }
+
+    /// Sets it ahead of the machine's.
+    pub(crate) fn set_ahead(&self, by: Duration) {
+        self.set(i64::try_from(by.as_micros()).unwrap());
+    }
+
+    /// Sets it behind the machine's.
+    pub(crate) fn set_back(&self, by: Duration) {
+        self.set(-i64::try_from(by.as_micros()).unwrap());
+    }
+
+    fn set(&self, micros: i64) {
+        // In place: the daemon has the file in its memory.
+        let file = File::options().write(true).open(&self.file).unwrap();
+        file.write_all_at(&micros.to_ne_bytes(), 0).unwrap();
+    }
+
+    fn preload(&self, command: &mut Command) {
+        command
+            .env("LD_PRELOAD", &self.library)
+            .env("SQLREPL_CLOCK", &self.file);
+    }
+}

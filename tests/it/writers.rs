@@ -1,0 +1,200 @@
+//! Who may write: two machines and one replica, states that were lost or come from yesterday, and
+//! clocks that are wrong. Whatever happens, no restore point is wrong and none is gone.
+
+use crate::lineage;
+use crate::machine::{Clock, HOUR, Machine, REPLICA};
+use crate::world::World;
+use std::fs;
+use std::time::Duration;
+
+/// What a state directory is called beside its database.
+const STATE: &str = ".app.db-sqlrepl";
+
+fn stored_bytes(world: &World) -> u64 {
+    let objects = world.objects(REPLICA);
+    objects.iter().map(|(_, size)| size).sum()
+}
+
+#[test]
+fn a_machine_cloned_with_its_state_forks_and_both_histories_stay_whole() {
+    let world = World::new();
+    let mut one = Machine::new(&world, "one", 0);
+    one.replicate("");
+    one.commit_each(5);
+    let mut two = one.clone_to("two");
+    one.replicate("");
+    two.replicate("");
+    std::thread::scope(|scope| {
+        for machine in [&mut one, &mut two] {
+            scope.spawn(|| machine.commit_each(20));
+        }
+    });
+    let lineage = lineage::check(&world, &[&one, &two]);
+    assert_eq!(lineage.generations.len(), 2);
+    for machine in [&mut one, &mut two] {
+        machine.stop();
+        machine.replicate("");
+        machine.commit_each(2);
+    }
+    lineage::check(&world, &[&one, &two]);
+}
+
+#[test]
+fn a_clone_that_starts_hours_later_forks_before_its_first_upload() {
+    let world = World::new();
+    let mut one = Machine::new(&world, "one", 0);
+    one.replicate("");
+    one.commit_each(3);
+    let mut two = one.clone_to("two");
+    one.replicate("");
+    one.commit_each(3);
+    two.commit(3);
+    two.replicate("");
+    two.commit_each(2);
+    one.commit_each(2);
+    lineage::check(&world, &[&one, &two]);
+}
+
+#[test]
+fn a_lost_state_without_proof_begins_anew_and_stores_what_differs() {
+    let world = World::new();
+    let mut one = Machine::new(&world, "one", 1_000_000);
+    one.replicate("");
+    one.commit_each(5);
+    one.kill();
+    fs::remove_dir_all(one.path(STATE)).unwrap();
+    let before = stored_bytes(&world);
+    one.writer().ask("checkpoint TRUNCATE 10000");
+    one.commit(3);
+    one.replicate("");
+    one.commit_each(2);
+    let after = stored_bytes(&world);
+    let lineage = lineage::check(&world, &[&one]);
+    assert_eq!(lineage.generations.len(), 2);
+    assert!(after - before < 64 << 10, "{} bytes", after - before);
+}
+
+#[test]
+fn a_state_from_yesterday_with_the_database_of_today_loses_nothing() {
+    for restarts in [false, true] {
+        let world = World::new();
+        let mut one = Machine::new(&world, "one", 0);
+        one.replicate("");
+        one.commit_each(3);
+        one.kill();
+        let (state, yesterday) = (one.text_path(STATE), one.text_path("yesterday"));
+        world.run("cp", &["-a", &state, &yesterday]).ok();
+        one.replicate("");
+        one.commit_each(3);
+        if restarts {
+            one.writer().ask("checkpoint TRUNCATE 10000");
+            one.commit_each(3);
+        }
+        one.kill();
+        fs::remove_dir_all(&state).unwrap();
+        world.run("mv", &[&yesterday, &state]).ok();
+        one.commit(2);
+        one.replicate("");
+        one.commit_each(2);
+        lineage::check(&world, &[&one]);
+    }
+}
+
+#[test]
+fn a_machine_restored_from_the_image_of_yesterday_forks_and_today_stays() {
+    let world = World::new();
+    let mut one = Machine::new(&world, "one", 0);
+    one.replicate("");
+    one.commit_each(3);
+    let image = one.clone_to("image");
+    one.replicate("");
+    one.commit_each(4);
+    let gone = one.replace_by(&image);
+    one.replicate("");
+    one.commit_each(2);
+    let lineage = lineage::check(&world, &[&one, &gone]);
+    assert_eq!(lineage.generations.len(), 2);
+}
+
+#[test]
+fn a_clock_that_is_set_back_an_hour_leaves_every_point_in_order() {
+    let world = World::new();
+    let clock = Clock::new(&world);
+    let mut one = Machine::new(&world, "one", 0);
+    one.replicate_by(&clock);
+    one.commit_each(3);
+    clock.set_back(HOUR);
+    one.commit_each(3);
+    let lineage = lineage::check(&world, &[&one]);
+    assert_eq!(lineage.generations.len(), 1);
+    one.stop();
+    one.replicate_by(&clock);
+    one.commit_each(3);
+    clock.set_back(2 * HOUR);
+    one.commit_each(3);
+    clock.set_ahead(Duration::ZERO);
+    one.commit_each(3);
+    lineage::check(&world, &[&one]);
+}
+
+#[test]
+fn a_clock_that_says_2099_and_is_put_right_leaves_every_point_in_order() {
+    let world = World::new();
+    let clock = Clock::new(&world);
+    let mut one = Machine::new(&world, "one", 0);
+    one.replicate_by(&clock);
+    one.commit_each(3);
+    clock.set_ahead(HOUR * 24 * 365 * 74);
+    one.commit_each(3);
+    lineage::check(&world, &[&one]);
+    clock.set_ahead(Duration::ZERO);
+    one.commit_each(3);
+    let lineage = lineage::check(&world, &[&one]);
+    assert_eq!(lineage.generations.len(), 2);
+    one.stop();
+    clock.set_ahead(HOUR * 24 * 365 * 74);
+    one.replicate_by(&clock);
+    one.commit_each(3);
+    clock.set_ahead(Duration::ZERO);
+    one.stop();
+    one.replicate_by(&clock);
+    one.commit_each(3);
+    lineage::check(&world, &[&one]);
+}
+
+#[test]
+fn a_machine_that_comes_back_after_another_took_over_hides_nothing_of_it() {
+    let world = World::new();
+    let mut one = Machine::new(&world, "one", 0);
+    one.replicate("");
+    one.commit_each(3);
+    one.crash();
+    let mut two = Machine::restored(&world, "two", &one);
+    two.replicate("");
+    two.commit_each(3);
+    one.commit(2);
+    one.replicate("");
+    one.commit_each(2);
+    two.commit_each(2);
+    let lineage = lineage::check(&world, &[&one, &two]);
+    assert_eq!(lineage.generations.len(), 2);
+}
+
+#[test]
+fn a_daemon_that_stood_still_while_a_clone_of_it_wrote_forks() {
+    let world = World::new();
+    let mut one = Machine::new(&world, "one", 0);
+    one.replicate("");
+    one.commit_each(3);
+    let mut two = one.clone_to("two");
+    one.replicate("");
+    one.daemon().signal(libc::SIGSTOP);
+    two.replicate("");
+    two.commit_each(3);
+    one.commit(3);
+    one.daemon().signal(libc::SIGCONT);
+    one.sync();
+    two.commit_each(1);
+    let lineage = lineage::check(&world, &[&one, &two]);
+    assert_eq!(lineage.generations.len(), 2);
+}
