@@ -1,6 +1,7 @@
 //! The one error type: a kind that says what the caller can do, a sentence, and the source.
 
 use std::fmt;
+use std::time::Duration;
 
 /// What the caller can do. A kind exists only where some caller acts differently.
 #[non_exhaustive]
@@ -29,6 +30,7 @@ pub struct Error {
     kind: ErrorKind,
     sentence: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    wait: Duration,
 }
 
 /// The result of everything in this crate that can fail.
@@ -41,6 +43,7 @@ impl Error {
             kind,
             sentence: sentence.into(),
             source: None,
+            wait: Duration::ZERO,
         }
     }
 
@@ -91,6 +94,18 @@ impl Error {
     pub fn context(mut self, doing: impl fmt::Display) -> Self {
         self.sentence = format!("{doing}: {}", self.sentence);
         self
+    }
+
+    /// The same error of a store that asked to be left alone for so long.
+    #[must_use]
+    pub fn after(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// How long the store asked to be left alone.
+    pub fn wait(&self) -> Duration {
+        self.wait
     }
 
     /// What the caller can do.

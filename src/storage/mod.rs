@@ -14,10 +14,15 @@ pub mod fault;
 pub mod memory;
 pub mod object;
 pub mod retry;
+pub mod s3;
 
+use crate::config::location::Location;
 use crate::error::{Error, Result};
 use crate::format::ids::Timestamp;
 use crate::format::key::{GENERATIONS, foreign};
+use crate::storage::directory::DirectoryStore;
+use crate::storage::retry::{RetrySettings, RetryStore};
+use crate::storage::s3::S3Store;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::path::PathBuf;
@@ -124,6 +129,20 @@ pub trait Store: Send + Sync + 'static {
     /// `Unavailable`, `Refused`, `Invalid`.
     async fn abort_unfinished(&self, _prefix: &str, _before: Timestamp) -> Result<u64> {
         Ok(0)
+    }
+}
+
+/// The store at a place. Makes no request: what is wrong with a bucket, the first use says.
+///
+/// # Errors
+/// `Invalid` if the path is something else than a directory, `Disk`.
+pub async fn open(location: &Location) -> Result<Arc<dyn Store>> {
+    match location {
+        Location::Directory(path) => Ok(DirectoryStore::open(path)?),
+        Location::S3(place) => {
+            let store = S3Store::new(place.clone());
+            Ok(RetryStore::new(store, RetrySettings::default()))
+        }
     }
 }
 

@@ -1,0 +1,387 @@
+//! What came of a request that gave nothing: from what the server said, or did not say, to one
+//! sentence with its remedy. Pure, but for the deadline of a request.
+
+use crate::error::Error;
+use crate::format::ids::Timestamp;
+use aws_config::imds::client::error::ImdsError;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
+use std::error::Error as Source;
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+/// How long a request may take, beside the time that its bytes may take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes per second that a working server moves at least.
+const SLOWEST: u64 = 256 * 1024;
+
+/// How long a server that says "slow down" is left alone at least, if it does not say how long.
+const SLOW_DOWN: Duration = Duration::from_secs(1);
+
+/// The longest that a server may make us wait by saying so.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// The header in which our connections put the time at which a request was signed into its answer.
+pub(super) const SIGNED_AT: &str = "x-sqlrepl-signed-at";
+
+/// What keys are missing or wrong, and where to put them.
+const GIVE_KEYS: &str = "set access-key-id and secret-access-key in the config, or \
+                         AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+
+/// Who is asked, as messages say it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Server {
+    /// The bucket.
+    pub(super) bucket: String,
+    /// The region for which requests are signed.
+    pub(super) region: String,
+    /// The endpoint without scheme.
+    pub(super) host: String,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Put,
+    Read,
+    List,
+    Delete,
+    Abort,
+    LookUp,
+}
+
+impl Action {
+    /// The permission that it takes.
+    fn permission(self) -> &'static str {
+        match self {
+            Self::Put => "s3:PutObject",
+            Self::Read => "s3:GetObject",
+            Self::List | Self::LookUp => "s3:ListBucket",
+            Self::Delete => "s3:DeleteObject",
+            Self::Abort => "s3:ListBucketMultipartUploads and s3:AbortMultipartUpload",
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Put => "put",
+            Self::Read => "read",
+            Self::List => "list",
+            Self::Delete => "delete",
+            Self::Abort => "abort the unfinished uploads of",
+            Self::LookUp => "look up the region of",
+        })
+    }
+}
+
+/// Why a request gave nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The server said no.
+    Answered(Answer),
+    /// No answer came, or only the start of one; with what is known of the reason.
+    Unanswered(String),
+    /// Something answered that does not speak S3: what it said.
+    NotS3(String),
+    /// Nobody is sure who answers.
+    Certificate(String),
+    /// There is nothing to sign with: what was looked for.
+    NoCredentials(String),
+    /// The request could not even be made.
+    Unusable(String),
+}
+
+/// What the server said instead of doing what it was asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// The HTTP status.
+    pub(super) status: u16,
+    /// S3's own name of the error; none in the answer to a HEAD.
+    pub(super) code: Option<String>,
+    /// Its words.
+    pub(super) message: Option<String>,
+    /// Where the bucket lies.
+    pub(super) region: Option<String>,
+    /// `Content-Range`: of a range that cannot be, the object's size.
+    pub(super) content_range: Option<String>,
+    /// The server's time.
+    pub(super) date: Option<Timestamp>,
+    /// Our time when the request was signed.
+    pub(super) signed_at: Option<Timestamp>,
+    /// How long it wants to be left alone.
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// A request: what messages say of it.
+pub(super) struct Asked<'a> {
+    action: Action,
+    object: String,
+    server: &'a Server,
+}
+
+impl<'a> Asked<'a> {
+    pub(super) fn new(action: Action, object: impl Into<String>, server: &'a Server) -> Self {
+        Self {
+            action,
+            object: object.into(),
+            server,
+        }
+    }
+
+    /// What a request gives that moves so many bytes, within its deadline.
+    pub(super) async fn within<T, E>(
+        &self,
+        bytes: u64,
+        request: impl Future<Output = Result<T, SdkError<E>>>,
+    ) -> Result<T, Failure>
+    where
+        E: ProvideErrorMetadata + Source + 'static,
+    {
+        let patience = PATIENCE + Duration::from_secs(bytes / SLOWEST);
+        match tokio::time::timeout(patience, request).await {
+            Ok(done) => done.map_err(Failure::of),
+            Err(_) => Err(Failure::Unanswered(format!(
+                "no answer within {patience:?}"
+            ))),
+        }
+    }
+
+    /// The error that a user sees.
+    pub(super) fn explain(&self, failure: Failure) -> Error {
+        let host = &self.server.host;
+        match failure {
+            Failure::Answered(answer) => self.explain_answer(&answer),
+            Failure::Unanswered(why) => self.unavailable(format!("ask {host}: {why}")),
+            Failure::NotS3(said) => self.refused(format!(
+                "{host} does not answer as an S3 server does ({said}); correct the endpoint"
+            )),
+            Failure::Certificate(why) => self.refused(format!(
+                "the certificate of {host} does not verify ({why}); correct the endpoint, or add \
+                 the server's CA to those of the system"
+            )),
+            Failure::NoCredentials(why) => {
+                self.refused(format!("no credentials were found ({why}); {GIVE_KEYS}"))
+            }
+            Failure::Unusable(why) => Error::invalid(self.sentence(&why)),
+        }
+    }
+
+    fn explain_answer(&self, answer: &Answer) -> Error {
+        let Server {
+            bucket,
+            region,
+            host,
+        } = self.server;
+        match (answer.status, answer.code.as_deref().unwrap_or_default()) {
+            (_, "InvalidAccessKeyId") => {
+                self.refused(format!("{host} knows no such access key; {GIVE_KEYS}"))
+            }
+            (_, "SignatureDoesNotMatch") => self.refused(format!(
+                "{host} says that the secret access key is not the access key's; {GIVE_KEYS}"
+            )),
+            (_, "ExpiredToken" | "TokenRefreshRequired") => self.refused(
+                "the session token of the credentials has expired; get new credentials".to_owned(),
+            ),
+            (_, "InvalidToken") => self.refused(format!(
+                "{host} does not accept the session token of the credentials; get new credentials"
+            )),
+            (_, "RequestTimeTooSkewed" | "RequestExpired") => self.refused(clocks(answer, host)),
+            (_, "NoSuchBucket") => self.refused(format!(
+                "there is no bucket \"{bucket}\" at {host}; create it, or correct its name"
+            )),
+            (301 | 400, _) | (_, "AuthorizationHeaderMalformed")
+                if answer.region.as_ref().is_some_and(|there| there != region) =>
+            {
+                let there = answer.region.as_deref().unwrap_or_default();
+                self.refused(format!(
+                    "the bucket \"{bucket}\" lies in region {there}, not in {region}; set region \
+                     to {there}"
+                ))
+            }
+            (301, _)
+            | (_, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException") => self
+                .refused(format!(
+                    "the bucket \"{bucket}\" does not lie in region {region}; set region to the \
+                     one that it lies in{}",
+                    answer.words()
+                )),
+            (_, "SlowDown") | (429 | 503, _) => self
+                .unavailable(format!("{host} asks to slow down{}", answer.said()))
+                .after(answer.retry_after.unwrap_or(SLOW_DOWN).min(LONGEST_WAIT)),
+            (408 | 409 | 500 | 502..=599, _)
+            | (_, "RequestTimeout" | "InternalError" | "TemporaryRedirect" | "NoSuchUpload")
+            | (_, "BadDigest" | "IncompleteBody" | "XAmzContentSHA256Mismatch") => {
+                self.unavailable(format!("{host} failed{}", answer.said()))
+            }
+            (401 | 403, _) | (_, "AccessDenied") => self.refused(format!(
+                "{host} denies it to these credentials{}; allow them {} in bucket \"{bucket}\", \
+                 or give others",
+                answer.said(),
+                self.action.permission()
+            )),
+            (501, _) => self.refused(format!(
+                "{host} cannot do that{}; if it does not know upload checksums, set checksums to \
+                 false",
+                answer.said()
+            )),
+            (_, "") => self.explain(Failure::NotS3(format!("status {}", answer.status))),
+            _ => self.refused(format!("{host} refuses it{}", answer.said())),
+        }
+    }
+
+    fn sentence(&self, why: &str) -> String {
+        format!("{} {}: {why}", self.action, self.object)
+    }
+
+    fn refused(&self, why: String) -> Error {
+        Error::refused(self.sentence(&why))
+    }
+
+    fn unavailable(&self, why: String) -> Error {
+        Error::unavailable(self.sentence(&why))
+    }
+}
+
+/// The sentence for clocks that differ.
+fn clocks(answer: &Answer, host: &str) -> String {
+    match (answer.signed_at, answer.date) {
+        (Some(here), Some(there)) => {
+            format!("the clock here says {here}, that of {host} {there}; set the clock")
+        }
+        _ => format!("the clock here and that of {host} differ too much; set the clock"),
+    }
+}
+
+impl Failure {
+    fn of<E: ProvideErrorMetadata + Source + 'static>(error: SdkError<E>) -> Self {
+        match &error {
+            SdkError::ServiceError(refusal) => {
+                let meta = refusal.err().meta();
+                Self::Answered(Answer::of(meta.code(), meta.message(), refusal.raw()))
+            }
+            SdkError::ResponseError(garbled) => {
+                let raw = garbled.raw();
+                let is_xml = |body: &[u8]| body.trim_ascii_start().starts_with(b"<?xml");
+                match raw.body().bytes() {
+                    Some(_) if !raw.status().is_success() => {
+                        Self::Answered(Answer::of(None, None, raw))
+                    }
+                    Some(body) if !is_xml(body) => {
+                        Self::NotS3(format!("status {}", raw.status().as_u16()))
+                    }
+                    _ => Self::Unanswered(format!("the answer is no whole one: {}", root(&error))),
+                }
+            }
+            SdkError::ConstructionFailure(_) => Self::Unusable(root(&error)),
+            _ => Self::of_silence(&error),
+        }
+    }
+
+    /// What came before, or instead of, an answer.
+    fn of_silence(error: &(dyn Source + 'static)) -> Self {
+        let why = root(error);
+        if sources(error).any(|source| source.is::<ImdsError>()) {
+            return Self::NoCredentials(why);
+        }
+        match sources(error).find_map(|source| source.downcast_ref()) {
+            Some(CredentialsError::CredentialsNotLoaded(_)) => Self::NoCredentials(
+                "neither in the config nor in environment, profile or instance".to_owned(),
+            ),
+            Some(CredentialsError::InvalidConfiguration(_)) => Self::NoCredentials(why),
+            Some(_) => Self::Unanswered(format!("the source of the credentials failed: {why}")),
+            None if why.contains("certificate") => Self::Certificate(why),
+            None => Self::Unanswered(why),
+        }
+    }
+}
+
+impl Answer {
+    fn of(code: Option<&str>, message: Option<&str>, raw: &HttpResponse) -> Self {
+        let header = |name| raw.headers().get(name);
+        let body = raw
+            .body()
+            .bytes()
+            .and_then(|body| std::str::from_utf8(body).ok());
+        let in_body = body.and_then(|body| element(body, "Region"));
+        Self {
+            status: raw.status().as_u16(),
+            code: code.map(str::to_owned),
+            message: message.map(str::to_owned),
+            region: header("x-amz-bucket-region").or(in_body).map(str::to_owned),
+            content_range: header("content-range").map(str::to_owned),
+            date: header("date").and_then(http_date),
+            signed_at: header(SIGNED_AT).and_then(signing_time),
+            retry_after: header("retry-after").and_then(|seconds| {
+                let seconds = seconds.parse().ok()?;
+                Some(Duration::from_secs(seconds))
+            }),
+        }
+    }
+
+    /// What it said, for the end of a sentence.
+    fn said(&self) -> String {
+        let code = self.code.as_deref().unwrap_or("no S3 error code");
+        format!(" (status {}, {code}{})", self.status, self.words())
+    }
+
+    /// The server's words behind a colon, as much of them as fits a line.
+    fn words(&self) -> String {
+        const LONGEST: usize = 200;
+        match self
+            .message
+            .as_deref()
+            .map(str::trim)
+            .filter(|words| !words.is_empty())
+        {
+            None => String::new(),
+            Some(words) => {
+                let words = words.chars().filter(|c| !c.is_control()).take(LONGEST);
+                format!(": {}", words.collect::<String>())
+            }
+        }
+    }
+}
+
+/// An error and what caused it, down to the last cause.
+fn sources<'a>(
+    error: &'a (dyn Source + 'static),
+) -> impl Iterator<Item = &'a (dyn Source + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
+}
+
+/// The last cause that says something.
+pub(super) fn root(error: &(dyn Source + 'static)) -> String {
+    let texts = sources(error).map(ToString::to_string);
+    let speaking = texts.filter(|text| text != "timed out");
+    speaking.last().unwrap_or_else(|| "timed out".to_owned())
+}
+
+/// The text of an element without children.
+fn element<'a>(body: &'a str, name: &str) -> Option<&'a str> {
+    let (_, behind) = body.split_once(&format!("<{name}>"))?;
+    let (text, _) = behind.split_once(&format!("</{name}>"))?;
+    Some(text)
+}
+
+/// The time in a `Date` header.
+pub(super) fn http_date(text: &str) -> Option<Timestamp> {
+    timestamp(&DateTime::from_str(text, DateTimeFormat::HttpDate).ok()?)
+}
+
+/// The client's form of a moment in ours.
+pub(super) fn timestamp(time: &DateTime) -> Option<Timestamp> {
+    let micros = i64::try_from(time.as_nanos() / 1000).ok()?;
+    Some(Timestamp::from_micros(micros))
+}
+
+/// The time in a header `x-amz-date`.
+fn signing_time(text: &str) -> Option<Timestamp> {
+    let civil = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?;
+    Some(Timestamp::from_civil(civil))
+}

@@ -1,0 +1,232 @@
+//! The S3 client of a bucket: connections, credentials, endpoint and region.
+//!
+//! Nothing here asks anybody anything before the first use of a store. What a process needs once,
+//! its stores share: the connections, and what environment and profile say.
+
+use crate::config::location::S3Location;
+use crate::error::Result;
+use crate::storage::s3::answer::{Action, Asked, Failure, SIGNED_AT, Server};
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::retry::RetryConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{
+    Builder, Credentials, HttpClient, RequestChecksumCalculation, ResponseChecksumValidation,
+    RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
+};
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::runtime;
+use tokio::sync::OnceCell;
+
+/// How long a connection may take to stand.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// The region that is asked where a bucket lies, and that servers other than AWS are told.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// A client, and what messages say of the one that it speaks to.
+pub(super) struct Connected {
+    /// Speaks to the bucket's region.
+    pub(super) client: Client,
+    /// Who answers.
+    pub(super) server: Server,
+}
+
+/// Makes the client of a bucket. Without a request, unless the region must be looked up.
+///
+/// # Errors
+/// Those of the look-up.
+pub(super) async fn connect(place: &S3Location) -> Result<Connected> {
+    let shared = shared();
+    let environment = shared.environment.get_or_init(|| load(&shared.http)).await;
+    let endpoint = place.endpoint.clone().or_else(|| endpoint_of(environment));
+    let given = place.region.clone().map(Region::new);
+    let region = match (given.or_else(|| environment.region().cloned()), &endpoint) {
+        (Some(region), _) => region,
+        (None, Some(_)) => Region::from_static(DEFAULT_REGION),
+        (None, None) => look_up(place, environment).await?,
+    };
+    Ok(client_in(place, environment, endpoint, region))
+}
+
+fn client_in(
+    place: &S3Location,
+    environment: &SdkConfig,
+    endpoint: Option<String>,
+    region: Region,
+) -> Connected {
+    let host = match &endpoint {
+        Some(url) => url
+            .split("://")
+            .last()
+            .unwrap_or(url)
+            .trim_end_matches('/')
+            .to_owned(),
+        None => format!("s3.{region}.amazonaws.com"),
+    };
+    let server = Server {
+        bucket: place.bucket.clone(),
+        region: region.to_string(),
+        host,
+    };
+    let path_style = place.force_path_style.unwrap_or(endpoint.is_some());
+    let mut config = Builder::from(environment)
+        .region(region)
+        // What we read is verified by what wrote it.
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .force_path_style(path_style);
+    if !place.checksums {
+        let calculation = RequestChecksumCalculation::WhenRequired;
+        config.set_request_checksum_calculation(Some(calculation));
+    }
+    if endpoint.is_some() {
+        config.set_endpoint_url(endpoint);
+    }
+    if let Some(key) = &place.credentials {
+        let secret = key.secret_access_key.reveal();
+        let credentials = Credentials::new(&key.access_key_id, secret, None, None, "config");
+        config = config.credentials_provider(credentials);
+    }
+    Connected {
+        client: Client::from_conf(config.build()),
+        server,
+    }
+}
+
+/// Asks where the bucket lies. AWS says so also when it refuses all else.
+async fn look_up(place: &S3Location, environment: &SdkConfig) -> Result<Region> {
+    let region = Region::from_static(DEFAULT_REGION);
+    let anywhere = client_in(place, environment, None, region);
+    let asked = Asked::new(Action::LookUp, &place.bucket, &anywhere.server);
+    let request = anywhere.client.head_bucket().bucket(&place.bucket).send();
+    let found = match asked.within(0, request).await {
+        Ok(answer) => answer.bucket_region,
+        Err(Failure::Answered(answer)) if answer.region.is_some() => answer.region,
+        Err(failure) => return Err(asked.explain(failure)),
+    };
+    Ok(Region::new(
+        found.unwrap_or_else(|| DEFAULT_REGION.to_owned()),
+    ))
+}
+
+/// What environment and profile say, and the SDK's chain of credentials.
+async fn load(http: &SharedHttpClient) -> SdkConfig {
+    // Not the instance's region: the bucket's is looked up, and who is no instance would wait.
+    let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+        .or_else(ProfileFileRegionProvider::new());
+    aws_config::defaults(BehaviorVersion::v2026_01_12())
+        .http_client(http.clone())
+        .region(region)
+        // storage/retry.rs retries.
+        .retry_config(RetryConfig::disabled())
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .load()
+        .await
+}
+
+/// The endpoint that the environment names for S3, or for all services.
+fn endpoint_of(environment: &SdkConfig) -> Option<String> {
+    let for_s3 = std::env::var("AWS_ENDPOINT_URL_S3").ok();
+    let for_all = || environment.endpoint_url().map(str::to_owned);
+    for_s3.filter(|url| !url.is_empty()).or_else(for_all)
+}
+
+/// What the stores of a process have in common.
+struct Shared {
+    http: SharedHttpClient,
+    environment: OnceCell<SdkConfig>,
+}
+
+/// What this runtime's stores have in common: connections die with the runtime that made them. A
+/// process has one runtime, its tests have one each.
+fn shared() -> Arc<Shared> {
+    static LAST: Mutex<Option<(runtime::Id, Arc<Shared>)>> = Mutex::new(None);
+    let here = runtime::Handle::current().id();
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*last {
+        Some((id, shared)) if *id == here => shared.clone(),
+        _ => {
+            let shared = Arc::new(Shared {
+                http: SharedHttpClient::new(Http(SharedHttpConnector::new(Wires::default()))),
+                environment: OnceCell::new(),
+            });
+            *last = Some((here, shared.clone()));
+            shared
+        }
+    }
+}
+
+/// Gives every client the same connections.
+#[derive(Debug)]
+struct Http(SharedHttpConnector);
+
+impl HttpClient for Http {
+    fn http_connector(
+        &self,
+        _: &HttpConnectorSettings,
+        _: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        self.0.clone()
+    }
+}
+
+/// Connections, made when they are first asked for: certificates take time to load, and who speaks
+/// plain HTTP needs none.
+#[derive(Debug, Default)]
+struct Wires {
+    plain: OnceLock<Connector>,
+    tls: OnceLock<Connector>,
+}
+
+impl HttpConnector for Wires {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let wire = if request.uri().starts_with("http:") {
+            let without = TlsContext::builder()
+                .with_trust_store(TrustStore::empty())
+                .build();
+            self.plain.get_or_init(|| {
+                let without = without.expect("a trust store is all that a context needs");
+                connector(without, ProxyConfig::disabled())
+            })
+        } else {
+            let of_system = TlsContext::default;
+            self.tls
+                .get_or_init(|| connector(of_system(), ProxyConfig::from_env()))
+        };
+        let signed_at = request.headers().get("x-amz-date").map(str::to_owned);
+        let answer = wire.call(request);
+        HttpConnectorFuture::new(async move {
+            let mut answer = answer.await?;
+            if let Some(time) = signed_at {
+                answer.headers_mut().insert(SIGNED_AT, time);
+            }
+            Ok(answer)
+        })
+    }
+}
+
+/// No read timeout: a request as a whole has a deadline, and it depends on its size.
+fn connector(context: TlsContext, proxy: ProxyConfig) -> Connector {
+    let settings = HttpConnectorSettings::builder()
+        .connect_timeout(CONNECT)
+        .build();
+    Connector::builder()
+        .connector_settings(settings)
+        // Without it a request that goes out in two pieces waits 40 ms for an acknowledgement.
+        .enable_tcp_nodelay(true)
+        .proxy_config(proxy)
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .tls_context(context)
+        .build()
+}
