@@ -16,6 +16,9 @@ use std::time::Duration;
 /// The replica that all of them write.
 pub(crate) const REPLICA: &str = "replicas/app";
 
+/// What the daemon's state directory is called.
+pub(crate) const STATE: &str = ".app.db-sqlrepl";
+
 /// No two applications write the same values.
 static SEED: AtomicU64 = AtomicU64::new(1);
 
@@ -191,16 +194,15 @@ impl<'w> Machine<'w> {
     }
 
     /// Puts the disk of another machine in the place of its own, as a restored image of it does.
-    /// What it was is kept as a machine that no longer runs.
+    /// What it was is kept in another folder, as a machine that no longer runs.
     #[track_caller]
-    pub(crate) fn replace_by(&mut self, image: &Machine<'w>) -> Machine<'w> {
+    pub(crate) fn replace_by(&mut self, image: &Self, kept: &str) -> Self {
         self.crash();
-        let kept = format!("{}.replaced", self.folder);
-        self.world.run("mv", &[&self.folder, &kept]).ok();
+        self.world.run("mv", &[&self.folder, kept]).ok();
         self.world
             .run("cp", &["-a", &image.folder, &self.folder])
             .ok();
-        let mut gone = Machine::found(self.world, &kept);
+        let mut gone = Self::found(self.world, kept);
         gone.durable = std::mem::take(&mut self.durable);
         gone
     }
@@ -218,10 +220,10 @@ pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 impl Clock {
     /// A clock that is right.
     #[track_caller]
-    pub(crate) fn new(world: &World) -> Self {
+    pub(crate) fn new(world: &World, name: &str) -> Self {
         let clock = Self {
             library: world.preloaded("clock.c"),
-            file: world.path("clock"),
+            file: world.path(&format!("{name}.clock")),
         };
         fs::write(&clock.file, [0; 8]).unwrap();
         clock

@@ -17,6 +17,7 @@ mod exact;
 mod lineage;
 mod listing;
 mod machine;
+mod mishaps;
 mod model;
 mod mount;
 mod oracle;

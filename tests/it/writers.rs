@@ -2,13 +2,10 @@
 //! clocks that are wrong. Whatever happens, no restore point is wrong and none is gone.
 
 use crate::lineage;
-use crate::machine::{Clock, HOUR, Machine, REPLICA};
+use crate::machine::{Clock, HOUR, Machine, REPLICA, STATE};
 use crate::world::World;
 use std::fs;
 use std::time::Duration;
-
-/// What a state directory is called beside its database.
-const STATE: &str = ".app.db-sqlrepl";
 
 fn stored_bytes(world: &World) -> u64 {
     let objects = world.objects(REPLICA);
@@ -109,7 +106,7 @@ fn a_machine_restored_from_the_image_of_yesterday_forks_and_today_stays() {
     let image = one.clone_to("image");
     one.replicate("");
     one.commit_each(4);
-    let gone = one.replace_by(&image);
+    let gone = one.replace_by(&image, "gone");
     one.replicate("");
     one.commit_each(2);
     let lineage = lineage::check(&world, &[&one, &gone]);
@@ -119,7 +116,7 @@ fn a_machine_restored_from_the_image_of_yesterday_forks_and_today_stays() {
 #[test]
 fn a_clock_that_is_set_back_an_hour_leaves_every_point_in_order() {
     let world = World::new();
-    let clock = Clock::new(&world);
+    let clock = Clock::new(&world, "one");
     let mut one = Machine::new(&world, "one", 0);
     one.replicate_by(&clock);
     one.commit_each(3);
@@ -140,7 +137,7 @@ fn a_clock_that_is_set_back_an_hour_leaves_every_point_in_order() {
 #[test]
 fn a_clock_that_says_2099_and_is_put_right_leaves_every_point_in_order() {
     let world = World::new();
-    let clock = Clock::new(&world);
+    let clock = Clock::new(&world, "one");
     let mut one = Machine::new(&world, "one", 0);
     one.replicate_by(&clock);
     one.commit_each(3);
