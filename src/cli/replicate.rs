@@ -1,35 +1,50 @@
 //! `sqlrepl replicate`
 
 use crate::cli::args::Replicate;
-use crate::cli::{environment, replica_name, stop_signal, store_at};
+use crate::cli::{environment, replica_name, stop_signal};
 use sqlrepl::config::CaptureSettings;
-use sqlrepl::daemon::{self, Replica, Replicated};
+use sqlrepl::config::location::{Location, without_secrets};
+use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings, Retention};
+use sqlrepl::daemon::{self, Replicated};
 use sqlrepl::error::{Error, Result};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub(crate) async fn run(args: Replicate) -> Result<()> {
     // First of all: whoever starts us may end us at any time.
     let stop = stop_signal()?;
+    let replicated = Replicated {
+        max_spool_size: args.max_spool_size,
+        databases: vec![database(args)?],
+        host: host(),
+    };
+    daemon::run(replicated, environment(), stop).await
+}
+
+/// The database of the command line.
+fn database(args: Replicate) -> Result<DatabaseSettings> {
     let database = full_path(&args.database)?;
-    let mut replicas: Vec<Replica> = Vec::new();
+    let mut replicas: Vec<ReplicaSettings> = Vec::new();
     for place in &args.replicas {
-        let store = store_at(place)?;
-        if replicas
-            .iter()
-            .any(|other| other.store.location() == store.location())
-        {
+        let location = Location::parse(place)?;
+        if replicas.iter().any(|other| other.location == location) {
             return Err(Error::invalid(format!("{place} is given twice")));
         }
-        replicas.push(Replica {
-            name: replica_name(place).to_owned(),
-            store,
+        replicas.push(ReplicaSettings {
+            name: replica_name(&without_secrets(place)).to_owned(),
+            location,
             sync_interval: args.sync_interval,
+            retention: Retention::default(),
+            snapshot_interval: Duration::from_secs(24 * 60 * 60),
+            validation_interval: None,
         });
     }
+    let name = database.file_stem().unwrap_or_default();
     let meta_path = args
         .meta_path
         .unwrap_or_else(|| daemon::default_meta_path(&database));
-    let settings = Replicated {
+    Ok(DatabaseSettings {
+        name: name.to_string_lossy().into_owned(),
         capture: CaptureSettings {
             database,
             meta_path,
@@ -38,10 +53,7 @@ pub(crate) async fn run(args: Replicate) -> Result<()> {
             monitor_interval: args.monitor_interval,
         },
         replicas,
-        max_spool_size: args.max_spool_size,
-        host: host(),
-    };
-    daemon::run(settings, environment(), stop).await
+    })
 }
 
 /// The absolute path of a database that may not be there yet. Its directory must be.

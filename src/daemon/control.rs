@@ -1,22 +1,29 @@
-//! The control socket in the spool directory: one JSON line to ask, one to answer. Mode 0600.
+//! The control socket in each spool directory: one JSON line to ask, one to answer. Mode 0600.
 
-use crate::daemon::Daemon;
-use crate::error::{Error, ErrorKind, Result};
+use crate::daemon::fleet::Fleet;
+use crate::daemon::status::DatabaseStatus;
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::Weak;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 const SOCKET: &str = "control.sock";
 
 /// Wait after a request that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A daemon that works answers how it is within this.
+const STATUS: Duration = Duration::from_secs(5);
+
+const LOST: &str = "replicate ended before it answered";
 
 /// What can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +34,8 @@ enum Request {
         replica: Option<String>,
         timeout_ms: u64,
     },
+    /// Answer how the database is, or all databases of the process.
+    Status { all: bool },
 }
 
 /// The answer.
@@ -34,6 +43,7 @@ enum Request {
 #[serde(rename_all = "kebab-case")]
 enum Response {
     Done,
+    Status(Vec<DatabaseStatus>),
     Failed(String),
 }
 
@@ -55,12 +65,21 @@ impl Address {
     }
 }
 
-/// Serves requests until the task is aborted. The caller holds the spool's lock, so a socket that
-/// is there is a dead process's.
+/// Serves the requests of one database until it is dropped.
+pub(super) struct Served(JoinHandle<()>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Serves requests for the database at this place of the fleet. The caller holds the spool's lock,
+/// so a socket that is there is a dead process's.
 ///
 /// # Errors
 /// `Disk`.
-pub(crate) fn serve(meta_path: &Path, daemon: Arc<Daemon>) -> Result<JoinHandle<()>> {
+pub(super) fn serve(meta_path: &Path, fleet: Weak<Fleet>, at: usize) -> Result<Served> {
     let bind = || -> std::io::Result<UnixListener> {
         let path = meta_path.join(SOCKET);
         match fs::remove_file(&path) {
@@ -73,55 +92,41 @@ pub(crate) fn serve(meta_path: &Path, daemon: Arc<Daemon>) -> Result<JoinHandle<
     };
     let listener =
         bind().map_err(|e| Error::disk(format!("open {}/{SOCKET}", meta_path.display()), e))?;
-    let daemon = Arc::downgrade(&daemon);
-    Ok(tokio::spawn(async move {
-        loop {
-            let accepted = listener.accept().await;
-            let Some(daemon) = daemon.upgrade() else {
-                return;
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                // Such as too many open files, which passes.
-                Err(e) => {
-                    tracing::warn!("accept a request on the control socket: {e}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            tokio::spawn(async move {
-                if let Err(e) = answer(stream, &daemon).await {
-                    tracing::debug!("a request on the control socket: {e}");
-                }
-            });
-        }
-    }))
+    let accepting = accept(listener, fleet, at);
+    Ok(Served(tokio::spawn(accepting.in_current_span())))
 }
 
-async fn answer(stream: UnixStream, daemon: &Daemon) -> std::io::Result<()> {
+async fn accept(listener: UnixListener, fleet: Weak<Fleet>, at: usize) {
+    loop {
+        let accepted = listener.accept().await;
+        let Some(fleet) = fleet.upgrade() else {
+            return;
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            // Such as too many open files, which passes.
+            Err(e) => {
+                tracing::warn!("accept a request on the control socket: {e}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        tokio::spawn(async move {
+            if let Err(e) = answer(stream, &fleet, at).await {
+                tracing::debug!("a request on the control socket: {e}");
+            }
+        });
+    }
+}
+
+async fn answer(stream: UnixStream, fleet: &Fleet, at: usize) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     let Some(line) = lines.next_line().await? else {
         return Ok(());
     };
-    let work = async {
-        match serde_json::from_str(&line) {
-            Ok(Request::Sync {
-                replica,
-                timeout_ms,
-            }) => {
-                daemon
-                    .sync(replica.as_deref(), Duration::from_millis(timeout_ms))
-                    .await
-            }
-            Err(e) => Err(Error::invalid(format!("not a request: {e}"))),
-        }
-    };
     let response = tokio::select! {
-        done = work => match done {
-            Ok(()) => Response::Done,
-            Err(e) => Response::Failed(e.to_string()),
-        },
+        response = respond(&line, fleet, at) => response,
         // Who asked is gone.
         _ = lines.next_line() => return Ok(()),
     };
@@ -130,12 +135,71 @@ async fn answer(stream: UnixStream, daemon: &Daemon) -> std::io::Result<()> {
     write.write_all(&line).await
 }
 
+async fn respond(line: &str, fleet: &Fleet, at: usize) -> Response {
+    let done = match serde_json::from_str(line) {
+        Ok(Request::Status { all: true }) => return Response::Status(fleet.statuses()),
+        Ok(Request::Status { all: false }) => return Response::Status(vec![fleet.status(at)]),
+        Ok(Request::Sync {
+            replica,
+            timeout_ms,
+        }) => match fleet.running(at) {
+            Ok(database) => {
+                let timeout = Duration::from_millis(timeout_ms);
+                database.sync(replica.as_deref(), timeout).await
+            }
+            Err(e) => Err(e),
+        },
+        Err(e) => Err(Error::invalid(format!("not a request: {e}"))),
+    };
+    match done {
+        Ok(()) => Response::Done,
+        Err(e) => Response::Failed(e.to_string()),
+    }
+}
+
 /// Asks the daemon whose spool lies in `meta_path` to make everything that is committed now durable
 /// on its replicas, and waits for that.
 ///
 /// # Errors
 /// `Unavailable`: no daemon runs there, or with its reason.
 pub async fn sync(meta_path: &Path, replica: Option<String>, timeout: Duration) -> Result<()> {
+    let request = Request::Sync {
+        replica,
+        timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+    };
+    match ask(meta_path, &request).await? {
+        Response::Done => Ok(()),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Asks the daemon whose spool lies in `meta_path` how its database is; with `all`, how all the
+/// databases of that process are.
+///
+/// # Errors
+/// `Unavailable`: no daemon runs there, or it does not answer.
+pub async fn status(meta_path: &Path, all: bool) -> Result<Vec<DatabaseStatus>> {
+    let request = Request::Status { all };
+    match tokio::time::timeout(STATUS, ask(meta_path, &request)).await {
+        Ok(answer) => match answer? {
+            Response::Status(statuses) => Ok(statuses),
+            other => Err(unexpected(other)),
+        },
+        Err(_) => Err(Error::unavailable(format!(
+            "replicate did not answer within {} s",
+            STATUS.as_secs()
+        ))),
+    }
+}
+
+fn unexpected(response: Response) -> Error {
+    match response {
+        Response::Failed(why) => Error::unavailable(why),
+        _ => Error::unavailable("replicate gave another answer than was asked for"),
+    }
+}
+
+async fn ask(meta_path: &Path, request: &Request) -> Result<Response> {
     let absent = |e: std::io::Error| {
         let place = meta_path.display();
         Error::unavailable(format!(
@@ -145,25 +209,14 @@ pub async fn sync(meta_path: &Path, replica: Option<String>, timeout: Duration) 
     };
     let address = Address::of(meta_path).map_err(absent)?;
     let mut stream = UnixStream::connect(&address.path).await.map_err(absent)?;
-    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-    let request = Request::Sync {
-        replica,
-        timeout_ms,
-    };
-    let mut line = serde_json::to_vec(&request).expect("plain data has a JSON form");
+    let mut line = serde_json::to_vec(request).expect("plain data has a JSON form");
     line.push(b'\n');
-    let lost = |e: std::io::Error| {
-        Error::new(ErrorKind::Unavailable, "replicate ended before it answered").because(e)
-    };
+    let lost = |e: std::io::Error| Error::unavailable(LOST).because(e);
     stream.write_all(&line).await.map_err(lost)?;
     let answer = BufReader::new(&mut stream)
         .lines()
         .next_line()
         .await
         .map_err(lost)?;
-    match serde_json::from_str(&answer.unwrap_or_default()) {
-        Ok(Response::Done) => Ok(()),
-        Ok(Response::Failed(why)) => Err(Error::unavailable(why)),
-        Err(_) => Err(Error::unavailable("replicate ended before it answered")),
-    }
+    serde_json::from_str(&answer.unwrap_or_default()).map_err(|_| Error::unavailable(LOST))
 }

@@ -1,0 +1,444 @@
+//! One database that is being replicated: start, release of the spool, `sync`, stop.
+
+use crate::config::Environment;
+use crate::config::settings::{DatabaseSettings, ReplicaSettings};
+use crate::daemon::fleet::Fleet;
+use crate::daemon::replica::{ENDED, Replica, folder_of};
+use crate::daemon::status::{DatabaseState, DatabaseStatus, ReplicaState};
+use crate::error::{Error, ErrorKind, Result};
+use crate::replicate::act::Capture;
+use crate::replicate::history;
+use crate::replicate::identity::Identity;
+use crate::replicate::source::Source;
+use crate::replicate::spool::Spool;
+use crate::replicate::upload::{Status, UploadSettings, Uploader};
+use crate::storage::Store;
+use crate::storage::catalog::Catalog;
+use futures_util::future::{join_all, select_all};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, SetOnce, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// How long a stop waits for what is pending to reach the replicas.
+const FLUSH: Duration = Duration::from_secs(10);
+
+/// How long it waits at least for what was captured by the stop itself.
+const FLUSH_REST: Duration = Duration::from_secs(3);
+
+/// How long a start waits for the replicas to say which database they hold.
+const ASK_REPLICAS: Duration = Duration::from_secs(3);
+
+/// How long a database has the first contact with its replicas for itself, a few others excepted.
+const CONTACT: Duration = Duration::from_secs(3);
+
+/// How often a `sync` asks a capture that is away.
+const BARRIER_POLL: Duration = Duration::from_millis(50);
+
+/// From a change of what the replicas have to the release of the spool, so that many make one.
+const RELEASE_PAUSE: Duration = Duration::from_secs(1);
+
+/// A database that is being replicated.
+pub(super) struct Database {
+    settings: DatabaseSettings,
+    environment: Environment,
+    identity: Arc<Identity>,
+    spool: Arc<Spool>,
+    capture: Arc<Capture>,
+    /// Set once the replicas are known.
+    replicas: SetOnce<Vec<Replica>>,
+}
+
+impl Database {
+    /// Takes the spool's lock and begins to capture.
+    ///
+    /// # Errors
+    /// `Conflict` if another process replicates the database, `Disk`, `Corrupt`, `Unavailable`.
+    pub(super) async fn open(settings: &DatabaseSettings, fleet: &Fleet) -> Result<Self> {
+        let settings = settings.clone();
+        let (budget, host) = (fleet.budget.clone(), fleet.host.clone());
+        let environment = fleet.environment.clone();
+        let span = tracing::Span::current();
+        let open = move || {
+            let _in = span.enter();
+            let meta_path = &settings.capture.meta_path;
+            let spool = Arc::new(Spool::open(meta_path, budget)?);
+            let path = settings.capture.database.display().to_string();
+            let known = meta_path.join("database-id");
+            let identity = Identity::load(known, host, path, &environment)?;
+            let capture = settings.capture.clone();
+            let capture = Capture::start(capture, spool.clone(), environment.clone())?;
+            Ok(Self {
+                settings,
+                environment,
+                identity: Arc::new(identity),
+                spool,
+                capture: Arc::new(capture),
+                replicas: SetOnce::new(),
+            })
+        };
+        tokio::task::spawn_blocking(open)
+            .await
+            .unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+    }
+
+    /// Sends what is captured to the replicas, and lets the spool drop what they have, until all
+    /// replicas have given up. `contacts`: how many databases may meet their replicas at once.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub(super) async fn work(&self, contacts: &Semaphore) -> Result<()> {
+        let turn = contacts.acquire().await.expect("it is never closed");
+        // In a box of its own, so that what it needs is not kept for as long as the work goes on.
+        Box::pin(self.begin_uploads()).await?;
+        drop(turn);
+        let replicas = self.replicas();
+        let mut statuses: Vec<_> = replicas
+            .iter()
+            .map(|replica| (&*replica.name, replica.uploader.status.clone()))
+            .collect();
+        while replicas.iter().any(|replica| !replica.gave_up()) {
+            await_change(&mut statuses).await;
+            tokio::time::sleep(RELEASE_PAUSE).await;
+            self.release()?;
+        }
+        Ok(())
+    }
+
+    /// Starts the uploaders, and waits a while until they have done what they do only once.
+    async fn begin_uploads(&self) -> Result<()> {
+        let mut stores = Vec::new();
+        for replica in &self.settings.replicas {
+            stores.push(crate::storage::open(&replica.location).await);
+        }
+        let asked = stores.iter().zip(&self.settings.replicas);
+        let asked: Vec<(&str, &dyn Store)> = asked
+            .filter_map(|(store, replica)| Some((&*replica.name, &**store.as_ref().ok()?)))
+            .collect();
+        decide_database(&self.identity, &asked).await?;
+        let mut replicas = Vec::new();
+        for (store, settings) in stores.into_iter().zip(&self.settings.replicas) {
+            let (name, location) = (settings.name.clone(), settings.location.to_string());
+            let started = store.and_then(|store| self.start_uploader(store, settings));
+            let uploader = match started {
+                Ok(uploader) => uploader,
+                // The disk of the spool, which all replicas need.
+                Err(e) if e.kind() == ErrorKind::Disk => return Err(e),
+                Err(e) => {
+                    tracing::error!(replica = %name, "{e}");
+                    Uploader::given_up(&e)
+                }
+            };
+            tracing::info!(replica = %name, %location, "replicating");
+            replicas.push(Replica {
+                name,
+                location,
+                uploader,
+            });
+        }
+        if self.replicas.set(replicas).is_err() {
+            unreachable!("a database works once");
+        }
+        let settled = join_all(self.replicas().iter().map(Replica::settled));
+        if self.capture.trouble().is_none() && timeout(CONTACT, settled).await.is_err() {
+            tracing::debug!("the first contact goes on beside others");
+        }
+        Ok(())
+    }
+
+    fn start_uploader(&self, store: Arc<dyn Store>, replica: &ReplicaSettings) -> Result<Uploader> {
+        let folders = self.settings.capture.meta_path.join("replicas");
+        let settings = UploadSettings {
+            name: replica.name.clone(),
+            sync_interval: replica.sync_interval,
+            directory: folders.join(folder_of(&replica.location)),
+        };
+        Uploader::start(
+            store,
+            self.capture.clone(),
+            self.spool.clone(),
+            self.identity.clone(),
+            settings,
+            self.environment.clone(),
+        )
+    }
+
+    /// None until the uploads have begun.
+    fn replicas(&self) -> &[Replica] {
+        self.replicas.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns when everything that was committed before the call is durable on every replica, or
+    /// on the one that is named.
+    ///
+    /// # Errors
+    /// `Invalid` if no replica has that name; `Unavailable`, with the reason, if it is not so
+    /// within `timeout`; what keeps the capture from working.
+    pub(super) async fn sync(&self, replica: Option<&str>, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let named = |name: &str| replica.is_none_or(|replica| replica == name);
+        let mut names = self.settings.replicas.iter().map(|replica| &*replica.name);
+        if let (false, Some(replica)) = (names.clone().any(named), replica) {
+            let has: Vec<&str> = names.by_ref().collect();
+            return Err(Error::invalid(format!(
+                "{} has no replica {replica}; it has {}",
+                self.path().display(),
+                has.join(", ")
+            )));
+        }
+        let seq = match timeout_at(deadline, self.barrier(deadline)).await {
+            Ok(seq) => seq?,
+            Err(_) => {
+                let trouble = self.capture.trouble();
+                return Err(Error::unavailable(format!(
+                    "{} was not captured within {timeout:?}: {}",
+                    self.path().display(),
+                    trouble.as_deref().unwrap_or("it is busy")
+                )));
+            }
+        };
+        let Ok(replicas) = timeout_at(deadline, self.replicas.wait()).await else {
+            return Err(Error::unavailable(format!(
+                "the replicas of {} were not asked within {timeout:?}: others come first",
+                self.path().display()
+            )));
+        };
+        let wanted = || replicas.iter().filter(|replica| named(&replica.name));
+        for replica in wanted() {
+            replica.uploader.hurry(seq);
+        }
+        for replica in wanted() {
+            replica.durable(seq, timeout, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Captures up to now; asks again, up to a moment before `deadline`, while the capture is away.
+    async fn barrier(&self, deadline: Instant) -> Result<u64> {
+        loop {
+            match self.capture.barrier().await {
+                Err(e)
+                    if e.kind() == ErrorKind::Unavailable
+                        && Instant::now() + BARRIER_POLL * 2 < deadline =>
+                {
+                    tokio::time::sleep(BARRIER_POLL).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Lets the spool drop what every replica has, or, before it is full, what one of them has.
+    fn release(&self) -> Result<()> {
+        let replicas = self.replicas().iter();
+        let needs: Vec<Option<u64>> = replicas
+            .filter(|replica| !replica.gave_up())
+            .map(|replica| replica.uploader.status.borrow().needs)
+            .collect();
+        let is_tight = self.spool.bytes() > self.spool.room() / 2;
+        match may_go(&needs, is_tight) {
+            Some(seq) => self.spool.release(seq),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends what is pending and ends everything. Each step is taken whatever came of those before
+    /// it; the first failure is returned.
+    ///
+    /// # Errors
+    /// `Disk`; what made replicas give up.
+    pub(super) async fn stop(&self) -> Result<()> {
+        let deadline = Instant::now() + FLUSH;
+        self.flush().await;
+        let outcome = self.release();
+        let outcome = outcome.and(self.capture.stop().await);
+        self.flush_rest(deadline.max(Instant::now() + FLUSH_REST))
+            .await;
+        outcome.and(self.stop_uploaders().await)
+    }
+
+    async fn flush(&self) {
+        if self.replicas.get().is_some()
+            && self.capture.trouble().is_none()
+            && let Err(e) = self.sync(None, FLUSH).await
+        {
+            tracing::warn!("what is pending stays in the spool: {e}");
+        }
+    }
+
+    /// What was captured by the stop itself.
+    async fn flush_rest(&self, deadline: Instant) {
+        let Some(seq) = self.spool.tip().borrow().map(|tip| tip.seq) else {
+            return;
+        };
+        for replica in self.replicas() {
+            replica.uploader.hurry(seq);
+        }
+        for replica in self.replicas() {
+            replica.sent(seq, deadline).await;
+        }
+    }
+
+    async fn stop_uploaders(&self) -> Result<()> {
+        let stopped = join_all(self.replicas().iter().map(Replica::stop)).await;
+        crate::daemon::gravest(stopped.into_iter().filter_map(Result::err)).map_or(Ok(()), Err)
+    }
+
+    /// What is to be said of it.
+    pub(super) fn status(&self) -> DatabaseStatus {
+        let trouble = self.capture.trouble();
+        let state = match &trouble {
+            None => DatabaseState::Capturing,
+            Some(_) => DatabaseState::Interrupted,
+        };
+        let mut status = DatabaseStatus::absent(&self.settings, state, trouble);
+        status.spool_bytes = Some(self.spool.bytes());
+        status.last_commit = self.spool.position().map(|position| position.time);
+        let wal = std::fs::metadata(wal_of(self.path()));
+        status.wal_bytes = wal.ok().map(|wal| wal.len());
+        for replica in &mut status.replicas {
+            replica.state = ReplicaState::Starting;
+        }
+        if let Some(replicas) = self.replicas.get() {
+            let tip = self.spool.tip().borrow().map(|tip| tip.seq);
+            status.replicas = replicas.iter().map(|it| it.status(tip)).collect();
+        }
+        status
+    }
+
+    fn path(&self) -> &Path {
+        &self.settings.capture.database
+    }
+}
+
+/// Waits until an uploader has something new to say. One that has ended leaves the list.
+async fn await_change(statuses: &mut Vec<(&str, watch::Receiver<Status>)>) {
+    if statuses.is_empty() {
+        return;
+    }
+    let each = statuses
+        .iter_mut()
+        .map(|(_, status)| Box::pin(status.changed()));
+    let (changed, at, _) = select_all(each).await;
+    if changed.is_err() {
+        let (replica, status) = statuses.swap_remove(at);
+        if status.borrow().failed.is_none() {
+            tracing::error!(%replica, "{ENDED}");
+        }
+    }
+}
+
+/// Up to where the spool may drop, given after which `seq` each replica needs it. A replica that
+/// has not said so yet needs everything. When the spool is tight the replicas that are behind have
+/// to begin anew, so that the one that is ahead can go on.
+fn may_go(needs: &[Option<u64>], is_tight: bool) -> Option<u64> {
+    if is_tight {
+        needs.iter().copied().flatten().max()
+    } else {
+        // None is less than any number.
+        needs.iter().copied().min().flatten()
+    }
+}
+
+/// Decides which database it is, if that is not known, by the first replica that holds one: else an
+/// empty replica would draw a new id, and the others would be refused. A replica that does not
+/// answer has no say.
+async fn decide_database(identity: &Identity, replicas: &[(&str, &dyn Store)]) -> Result<()> {
+    if identity.database_id().is_some() {
+        return Ok(());
+    }
+    let each = replicas.iter().map(|&(name, store)| async move {
+        let held = async {
+            let listing = store.list("generations/", None).await?;
+            history::database_id(store, &Catalog::new(listing)).await
+        };
+        let found = match timeout(ASK_REPLICAS, held).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(e)) => {
+                tracing::warn!(replica = %name, "not asked which database it holds: {e}");
+                None
+            }
+            Err(_) => {
+                let seconds = ASK_REPLICAS.as_secs();
+                tracing::warn!(replica = %name, "no answer within {seconds} s");
+                None
+            }
+        };
+        found.map(|id| (id, store.location()))
+    });
+    match join_all(each).await.into_iter().flatten().next() {
+        Some((id, location)) => identity.decide(Some(id), location).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// SQLite's name for the WAL of a database.
+fn wal_of(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_os_string();
+    path.push("-wal");
+    path.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::claim::Claim;
+    use crate::format::ids::{DatabaseId, GenerationId, Timestamp, WriterId};
+    use crate::format::key::{Key, ObjectKey};
+    use crate::storage::Body;
+    use crate::storage::fault::{Fault, FaultStore, every};
+    use crate::storage::memory::MemoryStore;
+
+    #[test]
+    fn the_spool_keeps_what_any_replica_needs_until_it_is_tight() {
+        for (needs, roomy, tight) in [
+            (&[Some(3), Some(7)][..], Some(3), Some(7)),
+            (&[Some(3)], Some(3), Some(3)),
+            (&[None, Some(7)], None, Some(7)),
+            (&[None, None], None, None),
+            (&[], None, None),
+        ] {
+            assert_eq!(may_go(needs, false), roomy, "{needs:?}");
+            assert_eq!(may_go(needs, true), tight, "{needs:?}, tight");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_id_comes_from_the_first_replica_that_has_one() {
+        let generation = GenerationId {
+            ordinal: 1,
+            random: 2,
+        };
+        let (id, writer) = (DatabaseId([7; 16]), WriterId([1; 8]));
+        let claim = Claim {
+            generation,
+            database_id: id,
+            writer_id: writer,
+            parent: None,
+            host: "host".into(),
+            path: "/data/app.db".into(),
+            started: Timestamp::from_micros(1),
+            reason: "first start".into(),
+        };
+        let object = ObjectKey::Claim;
+        let key = Key { generation, object }.to_string();
+        let old = MemoryStore::new();
+        let body = Body::Bytes(claim.encode().into());
+        old.put(&key, body).await.unwrap();
+        let away = FaultStore::new(old.clone());
+        away.set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("database-id");
+        let environment = Environment::of_tests();
+        let identity = Identity::load(path, "host".into(), "app.db".into(), &environment).unwrap();
+        let empty = MemoryStore::new();
+        let mut replicas: Vec<(&str, &dyn Store)> = vec![("away", &*away), ("empty", &*empty)];
+        decide_database(&identity, &replicas).await.unwrap();
+        assert_eq!(identity.database_id(), None);
+        replicas.push(("old", &*old));
+        decide_database(&identity, &replicas).await.unwrap();
+        assert_eq!(identity.database_id(), Some(id));
+    }
+}

@@ -1,0 +1,218 @@
+//! The databases of a process, and the life of each: start, work, failure, another try.
+
+use crate::config::Environment;
+use crate::config::settings::DatabaseSettings;
+use crate::daemon::database::Database;
+use crate::daemon::status::{DatabaseState, DatabaseStatus};
+use crate::daemon::{Replicated, control};
+use crate::error::{Error, ErrorKind, Result};
+use crate::replicate::budget::Budget;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, timeout};
+
+/// So many databases are opened at once, and so many meet their replicas for the first time: each
+/// costs work, memory and requests that it does not need later.
+const STARTS: usize = 16;
+
+/// Wait until a database that failed is tried again: the first and the longest.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// The databases of a process.
+pub(crate) struct Fleet {
+    members: Vec<Member>,
+    /// Open files and read what the spools hold.
+    starts: Semaphore,
+    /// Ask stores, and make first snapshots.
+    contacts: Semaphore,
+    pub(super) budget: Arc<Budget>,
+    pub(super) environment: Environment,
+    pub(super) host: String,
+}
+
+struct Member {
+    settings: DatabaseSettings,
+    state: Mutex<State>,
+}
+
+#[derive(Clone)]
+enum State {
+    Starting,
+    Running(Arc<Database>),
+    /// It failed, and is tried again.
+    Waiting(String),
+    /// It failed for good.
+    Failed(String),
+    Ended,
+}
+
+impl Fleet {
+    pub(super) fn new(replicated: Replicated, environment: Environment) -> Self {
+        let member = |settings| Member {
+            settings,
+            state: Mutex::new(State::Starting),
+        };
+        Self {
+            members: replicated.databases.into_iter().map(member).collect(),
+            starts: Semaphore::new(STARTS),
+            contacts: Semaphore::new(STARTS),
+            budget: Budget::new(replicated.max_spool_size),
+            environment,
+            host: replicated.host,
+        }
+    }
+
+    /// The names of the databases, in their order.
+    pub(super) fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.members.iter().map(|member| &*member.settings.name)
+    }
+
+    /// The database at this place, while it runs.
+    ///
+    /// # Errors
+    /// `Unavailable`, with the reason.
+    pub(super) fn running(&self, at: usize) -> Result<Arc<Database>> {
+        let member = &self.members[at];
+        let why = match member.state() {
+            State::Running(database) => return Ok(database),
+            State::Starting => "it is just being started".to_owned(),
+            State::Waiting(why) | State::Failed(why) => why,
+            State::Ended => "it has been stopped".to_owned(),
+        };
+        Err(Error::unavailable(format!(
+            "{} is not replicated: {why}",
+            member.settings.capture.database.display()
+        )))
+    }
+
+    /// What is to be said of the database at this place.
+    pub(super) fn status(&self, at: usize) -> DatabaseStatus {
+        let member = &self.members[at];
+        let without = |state, trouble| DatabaseStatus::absent(&member.settings, state, trouble);
+        match member.state() {
+            State::Running(database) => database.status(),
+            State::Starting => without(DatabaseState::Starting, None),
+            State::Waiting(why) => without(DatabaseState::Waiting, Some(why)),
+            State::Failed(why) => without(DatabaseState::Failed, Some(why)),
+            State::Ended => without(DatabaseState::NotRunning, None),
+        }
+    }
+
+    /// What is to be said of all databases.
+    pub(super) fn statuses(&self) -> Vec<DatabaseStatus> {
+        (0..self.members.len()).map(|at| self.status(at)).collect()
+    }
+
+    /// Runs a database until `stop`. Tells `first` what came of the first start.
+    ///
+    /// # Errors
+    /// What it has failed with, if it does not run at the end.
+    pub(super) async fn supervise(
+        self: Arc<Self>,
+        at: usize,
+        mut stop: watch::Receiver<bool>,
+        first: mpsc::UnboundedSender<bool>,
+    ) -> Result<()> {
+        let member = &self.members[at];
+        let mut first = Some(first);
+        let mut pause = AGAIN.0;
+        loop {
+            let began = Instant::now();
+            let worked = self.run_once(at, &mut stop, &mut first).await;
+            tell(&mut first, false);
+            let Err(error) = worked else {
+                member.set(State::Ended);
+                return Ok(());
+            };
+            let error = self.named(at, error);
+            if *stop.borrow() {
+                member.set(State::Ended);
+                return Err(error);
+            }
+            if !may_pass(error.kind()) {
+                tracing::error!("not replicated any more: {error}");
+                member.set(State::Failed(error.to_string()));
+                return Err(error);
+            }
+            if began.elapsed() > AGAIN.1 {
+                pause = AGAIN.0;
+            }
+            tracing::error!("{error}");
+            member.set(State::Waiting(error.to_string()));
+            if timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok() {
+                member.set(State::Ended);
+                return Err(error);
+            }
+            tracing::info!("trying again");
+            pause = (pause * 2).min(AGAIN.1);
+        }
+    }
+
+    /// Starts a database and runs it until `stop`, until something fails, or until all its replicas
+    /// have given up.
+    async fn run_once(
+        self: &Arc<Self>,
+        at: usize,
+        stop: &mut watch::Receiver<bool>,
+        first: &mut Option<mpsc::UnboundedSender<bool>>,
+    ) -> Result<()> {
+        let member = &self.members[at];
+        let turn = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            turn = self.starts.acquire() => turn.expect("it is never closed"),
+        };
+        let database = Arc::new(Database::open(&member.settings, self).await?);
+        drop(turn);
+        member.set(State::Running(database.clone()));
+        tell(first, true);
+        let meta_path = &member.settings.capture.meta_path;
+        let worked = match control::serve(meta_path, Arc::downgrade(self), at) {
+            Ok(_served) => tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => Ok(()),
+                worked = database.work(&self.contacts) => worked,
+            },
+            Err(e) => Err(e),
+        };
+        worked.and(database.stop().await)
+    }
+
+    /// The error with the database's name, if there are several.
+    fn named(&self, at: usize, error: Error) -> Error {
+        match self.members.len() {
+            1 => error,
+            _ => error.context(&self.members[at].settings.name),
+        }
+    }
+}
+
+impl Member {
+    fn state(&self) -> State {
+        let state = self.state.lock();
+        state.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, state: State) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+}
+
+/// Says once whether the first start came to work; nobody listens once the process is about to end.
+fn tell(first: &mut Option<mpsc::UnboundedSender<bool>>, is_up: bool) {
+    if let Some(first) = first.take() {
+        first.send(is_up).ok();
+    }
+}
+
+/// Whether what keeps a database from being replicated may go away by itself. A lock of another
+/// process does not: it replicates the database, and will go on.
+fn may_pass(kind: ErrorKind) -> bool {
+    match kind {
+        ErrorKind::Disk | ErrorKind::Unavailable => true,
+        ErrorKind::NotFound
+        | ErrorKind::Conflict
+        | ErrorKind::Refused
+        | ErrorKind::Corrupt
+        | ErrorKind::Invalid => false,
+    }
+}

@@ -1,0 +1,129 @@
+//! What a daemon says of its databases and their replicas: plain data that has a JSON form.
+
+use crate::config::settings::DatabaseSettings;
+use crate::format::ids::{GenerationId, Timestamp, Txid};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A database.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DatabaseStatus {
+    /// Its name.
+    pub name: String,
+    /// The database file.
+    pub path: PathBuf,
+    /// Where its spool lies.
+    pub meta_path: PathBuf,
+    /// How it is.
+    pub state: DatabaseState,
+    /// What is wrong with it, if something is: a sentence.
+    pub trouble: Option<String>,
+    /// When the last commit was captured.
+    pub last_commit: Option<Timestamp>,
+    /// Bytes in its spool.
+    pub spool_bytes: Option<u64>,
+    /// Bytes of its `-wal` file.
+    pub wal_bytes: Option<u64>,
+    /// Its replicas.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// How a database is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DatabaseState {
+    /// It is about to be opened.
+    Starting,
+    /// Its commits go into the spool.
+    Capturing,
+    /// Nothing is captured at the moment.
+    Interrupted,
+    /// Its start or work failed, and is tried again.
+    Waiting,
+    /// It failed for good.
+    Failed,
+    /// No process replicates it.
+    NotRunning,
+}
+
+/// A replica.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it lies.
+    pub location: String,
+    /// How it is.
+    pub state: ReplicaState,
+    /// What is wrong with it, if something is: a sentence.
+    pub trouble: Option<String>,
+    /// The generation that is written.
+    pub generation: Option<GenerationId>,
+    /// The newest durable restore point.
+    pub txid: Option<Txid>,
+    /// Its time.
+    pub time: Option<Timestamp>,
+    /// Commits in the spool that are not durable here.
+    pub waiting_commits: Option<u64>,
+    /// The age of the oldest commit that is not durable here; 0 if there is none.
+    pub lag_seconds: Option<f64>,
+}
+
+/// How a replica is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplicaState {
+    /// Nothing is stored since the start.
+    Starting,
+    /// Commits go there.
+    Replicating,
+    /// The last try failed, and another follows.
+    Retrying,
+    /// It gave up.
+    Failed,
+    /// Its database is not replicated.
+    NotRunning,
+}
+
+impl DatabaseStatus {
+    /// A database that does not run.
+    pub fn absent(
+        settings: &DatabaseSettings,
+        state: DatabaseState,
+        trouble: Option<String>,
+    ) -> Self {
+        let replicas = settings.replicas.iter().map(|replica| ReplicaStatus {
+            name: replica.name.clone(),
+            location: replica.location.to_string(),
+            state: ReplicaState::NotRunning,
+            trouble: None,
+            generation: None,
+            txid: None,
+            time: None,
+            waiting_commits: None,
+            lag_seconds: None,
+        });
+        Self {
+            name: settings.name.clone(),
+            path: settings.capture.database.clone(),
+            meta_path: settings.capture.meta_path.clone(),
+            state,
+            trouble,
+            last_commit: None,
+            spool_bytes: None,
+            wal_bytes: None,
+            replicas: replicas.collect(),
+        }
+    }
+
+    /// Whether nothing is wrong with it or with one of its replicas.
+    pub fn is_well(&self) -> bool {
+        let states = [DatabaseState::Starting, DatabaseState::Capturing];
+        states.contains(&self.state)
+            && self.trouble.is_none()
+            && self
+                .replicas
+                .iter()
+                .all(|replica| replica.trouble.is_none())
+    }
+}
