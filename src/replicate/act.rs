@@ -1,39 +1,36 @@
 //! The capture of one database: observe, decide, act.
 //!
-//! Owns the thread that captures, and what other threads ask of it. Never fails as a whole: what is
-//! wrong with the database shows as [`Capture::trouble`] and is tried again.
+//! Owns the task that captures, step by step on a thread of the pool, and what other threads ask of
+//! it. Never fails as a whole: what is wrong with the database shows as [`Capture::trouble`] and is
+//! tried again.
 
 use crate::config::{CaptureSettings, Environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replicate::decide::{Break, TICK, Timing};
 use crate::replicate::live::{Context, Leave, Live};
 use crate::replicate::pages::SnapshotPin;
+use crate::replicate::pool::{Bell, Pool, Task, Wake};
 use crate::replicate::source::{PageSource, Source};
 use crate::replicate::spool::Spool;
-use crate::replicate::wake::{Bell, Wake, Woken};
 use async_trait::async_trait;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// SQLite needs little, and there may be a thousand of these.
-const STACK_BYTES: usize = 512 << 10;
 /// How long to wait after a failure before the database is opened again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long [`Capture::stop`] may take to leave an empty WAL behind.
 const STOP: Duration = Duration::from_secs(5);
 
-/// A running capture, on a thread of its own. Dropped without [`Capture::stop`] it ends as it
-/// stands.
+/// A running capture. Dropped without [`Capture::stop`] it ends as it stands.
 #[derive(Debug)]
 pub struct Capture {
     requests: Sender<Request>,
+    /// Rings as it is dropped, behind the requests: then the task sees that nobody is left.
     bell: Bell,
     trouble: Arc<Mutex<Option<String>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 enum Request {
@@ -43,8 +40,9 @@ enum Request {
 }
 
 impl Capture {
-    /// Starts capturing. What is wrong with the database for the moment (absent, empty, not to be
-    /// switched to WAL mode) shows in [`Capture::trouble`] and is tried again.
+    /// Starts capturing: opens the database, then leaves it to the threads of the process's pool.
+    /// What is wrong with the database for the moment (absent, empty, not to be switched to WAL
+    /// mode) shows in [`Capture::trouble`] and is tried again. Blocking.
     ///
     /// # Errors
     /// `Conflict` if another daemon captures this database, `Unavailable` if the system gives no
@@ -54,21 +52,33 @@ impl Capture {
         spool: Arc<Spool>,
         environment: Environment,
     ) -> Result<Self> {
-        Self::start_timed(settings, spool, environment, Timing::default())
+        Self::start_on(
+            Pool::of_process(),
+            settings,
+            spool,
+            environment,
+            Timing::default(),
+        )
     }
 
-    /// The same with other ideas of how long to wait for what.
-    pub(super) fn start_timed(
+    /// The same on another pool, with other ideas of how long to wait for what.
+    pub(super) fn start_on(
+        pool: &Arc<Pool>,
         settings: CaptureSettings,
         spool: Arc<Spool>,
         environment: Environment,
         timing: Timing,
     ) -> Result<Self> {
-        let (wake, bell) = Wake::new()?;
+        let (wake, bell) = pool.enter()?;
         let (requests, received) = channel();
         let trouble = Arc::new(Mutex::new(None));
-        let (first, began) = sync_channel(1);
-        let worker = Worker {
+        let capture = Self {
+            requests,
+            bell,
+            trouble: Arc::clone(&trouble),
+        };
+        let id = wake.id();
+        let mut worker = Worker {
             context: Context {
                 database: settings.database.clone(),
                 settings: Arc::new(settings),
@@ -78,27 +88,24 @@ impl Capture {
             },
             wake,
             requests: received,
-            trouble: Arc::clone(&trouble),
+            trouble,
             mode: Mode::Away {
                 again: Instant::now(),
                 anew: None,
                 needs_room: false,
             },
+            stopping: None,
+            span: tracing::Span::current(),
         };
-        let thread = std::thread::Builder::new()
-            .name("capture".into())
-            .stack_size(STACK_BYTES)
-            .spawn(move || worker.run(&first))
-            .map_err(|e| {
-                Error::unavailable("the system gives no thread for the capture").because(e)
-            })?;
-        began.recv().unwrap_or_else(|_| Err(ended()))?;
-        Ok(Self {
-            requests,
-            bell,
-            trouble,
-            thread: Mutex::new(Some(thread)),
-        })
+        match worker.attach() {
+            Err(e) if e.kind() == ErrorKind::Conflict => return Err(e),
+            Ok(()) => {}
+            Err(e) => {
+                worker.stay_away(&e);
+            }
+        }
+        pool.begin(id, Box::new(worker));
+        Ok(capture)
     }
 
     /// Why nothing is captured at the moment, if so: a sentence.
@@ -112,13 +119,7 @@ impl Capture {
     /// # Errors
     /// `Disk`.
     pub async fn stop(&self) -> Result<()> {
-        let stopped = self.ask(Request::Stop).await;
-        let thread = lock(&self.thread).take();
-        // The thread has nothing left to do but to return.
-        match thread.map(JoinHandle::join) {
-            Some(Ok(())) => stopped,
-            Some(Err(_)) | None => Err(ended()),
-        }
+        self.ask(Request::Stop).await
     }
 
     async fn ask<T>(
@@ -152,13 +153,24 @@ fn ended() -> Error {
     Error::new(ErrorKind::Disk, "the capture has ended unexpectedly")
 }
 
-/// What the thread owns.
+/// The task.
 struct Worker {
     context: Context,
     wake: Wake,
     requests: Receiver<Request>,
     trouble: Arc<Mutex<Option<String>>>,
     mode: Mode,
+    stopping: Option<Stopping>,
+    /// Where it was started: what it logs belongs there.
+    span: tracing::Span,
+}
+
+/// What is left to do for [`Capture::stop`].
+struct Stopping {
+    since: Instant,
+    reply: oneshot::Sender<Result<()>>,
+    /// How it ended.
+    stopped: Result<()>,
 }
 
 enum Mode {
@@ -174,41 +186,49 @@ enum Mode {
     Live(Box<Live>),
 }
 
-impl Worker {
-    fn run(mut self, first: &SyncSender<Result<()>>) {
-        let began = match self.attach() {
-            Err(e) if e.kind() == ErrorKind::Conflict => Err(e),
-            Ok(()) => Ok(()),
-            Err(e) => {
-                self.stay_away(&e);
-                Ok(())
-            }
-        };
-        let is_over = began.is_err();
-        // Whoever started us waits for this.
-        if first.send(began).is_err() || is_over {
-            return;
+impl Task for Worker {
+    fn step(&mut self, is_changed: bool) -> Option<Duration> {
+        let span = self.span.clone();
+        let _entered = span.enter();
+        if is_changed && let Mode::Live(live) = &mut self.mode {
+            live.note_event();
         }
         loop {
+            if self.stopping.is_some() {
+                return self.step_to_stop();
+            }
             let wait = self.turn();
             match self.serve() {
                 Served::Nothing => {}
                 Served::Some => continue,
-                Served::Over => return,
+                Served::Over => return None,
             }
             if wait > TICK && !self.wake.is_armed() {
                 self.arm();
                 continue;
             }
-            if self.wake.wait(wait) == Woken::File
-                && let Mode::Live(live) = &mut self.mode
-            {
-                live.note_event();
-            }
+            return Some(wait);
         }
     }
 
-    /// One step; how long to wait then.
+    fn end(self: Box<Self>, has_panicked: bool) {
+        let _entered = self.span.enter();
+        if has_panicked {
+            tracing::error!("{}: {}", self.context.database.display(), ended());
+            *lock(&self.trouble) = Some(ended().to_string());
+        }
+        // Whoever is told that it has stopped may open the same files again.
+        drop(self.mode);
+        drop(self.wake);
+        drop(self.context);
+        if let Some(stopping) = self.stopping.filter(|_| !has_panicked) {
+            answer(stopping.reply, stopping.stopped);
+        }
+    }
+}
+
+impl Worker {
+    /// What is to be done now; how long to wait then.
     fn turn(&mut self) -> Duration {
         let left = match &mut self.mode {
             Mode::Live(live) => match live.turn() {
@@ -221,9 +241,15 @@ impl Worker {
             },
             Mode::Away { again, .. } => {
                 let wait = again.saturating_duration_since(Instant::now());
-                // A file event says that it may be worth trying before.
-                if !wait.is_zero() && self.wake.is_armed() {
-                    return wait;
+                // A file event says that it may be worth trying before; the events may be those of
+                // a busy database in the same directory.
+                if !wait.is_zero() {
+                    let pause = TICK.saturating_sub(RETRY.saturating_sub(wait));
+                    match self.wake.is_armed() {
+                        true => return wait,
+                        false if !pause.is_zero() => return pause,
+                        false => {}
+                    }
                 }
                 return match self.attach() {
                     Ok(()) => Duration::ZERO,
@@ -316,9 +342,15 @@ impl Worker {
                     answer(reply, pin);
                 }
                 Ok(Request::Stop(reply)) => {
-                    let stopped = self.stop();
-                    answer(reply, stopped);
-                    return Served::Over;
+                    let since = Instant::now();
+                    let stopped = self.begin_to_stop();
+                    let is_over = stopped.is_err();
+                    self.stopping = Some(Stopping {
+                        since,
+                        reply,
+                        stopped,
+                    });
+                    return if is_over { Served::Over } else { Served::Some };
                 }
                 Err(TryRecvError::Empty) => return served,
                 Err(TryRecvError::Disconnected) => return Served::Over,
@@ -347,34 +379,34 @@ impl Worker {
         }
     }
 
-    /// Captures what is there, goes to rest if that is possible, closes everything.
-    fn stop(&mut self) -> Result<()> {
-        let since = Instant::now();
+    /// Captures what is there.
+    fn begin_to_stop(&mut self) -> Result<()> {
         let caught_up = match &mut self.mode {
             Mode::Live(live) => live.catch_up().map(|_| ()),
             Mode::Away { .. } => Ok(()),
         };
-        if let Err(Leave::Failed(e)) = caught_up {
-            return Err(e);
+        match caught_up {
+            Err(Leave::Failed(e)) => Err(e),
+            Ok(()) | Err(Leave::Reopen(_) | Leave::LetGo(_)) => Ok(()),
         }
-        while let Mode::Live(live) = &mut self.mode {
-            if live.is_stopped(since) || since.elapsed() > STOP {
-                break;
-            }
-            match live.turn() {
-                Ok(wait) => {
-                    self.wake.wait(wait.min(TICK));
-                }
-                Err(Leave::Failed(e)) => return Err(e),
-                Err(Leave::Reopen(_) | Leave::LetGo(_)) => break,
-            }
-        }
-        self.mode = Mode::Away {
-            again: Instant::now(),
-            anew: None,
-            needs_room: false,
+    }
+
+    /// Goes to rest if that is possible.
+    fn step_to_stop(&mut self) -> Option<Duration> {
+        let (Mode::Live(live), Some(stopping)) = (&mut self.mode, &mut self.stopping) else {
+            return None;
         };
-        Ok(())
+        if live.is_stopped(stopping.since) || stopping.since.elapsed() > STOP {
+            return None;
+        }
+        match live.turn() {
+            Ok(wait) => Some(wait.min(TICK)),
+            Err(Leave::Failed(e)) => {
+                stopping.stopped = Err(e);
+                None
+            }
+            Err(Leave::Reopen(_) | Leave::LetGo(_)) => None,
+        }
     }
 
     fn trouble(&self) -> Option<String> {

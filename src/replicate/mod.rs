@@ -15,6 +15,7 @@ mod locks;
 pub mod making;
 pub mod observe;
 pub mod pages;
+mod pool;
 pub mod put;
 mod rest;
 mod salvage;

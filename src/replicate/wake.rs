@@ -1,49 +1,53 @@
-//! What wakes a capture: a change of the files, a request, or the slow poll.
+//! Which captures a change of which file wakes: the one inotify instance of a pool.
 //!
-//! Owns the inotify instance and the bell that other threads ring. Files are watched only while the
-//! capture sleeps, and for one event: a writer in full flight pays nothing for it.
+//! Owns the watches. Files are watched only while a capture sleeps, and for one event: a writer in
+//! full flight pays nothing for it. Several captures may watch one directory, and then share the
+//! kernel's watch.
 
-use crate::error::{Error, ErrorKind, Result};
-use inotify::{Inotify, WatchMask};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::AsFd;
+use crate::replicate::pool::Id;
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard};
 
-/// The sleeping side.
-pub(super) struct Wake {
+/// What files are watched for; the removal of one and its renaming too.
+const FILE: WatchMask = WatchMask::MODIFY
+    .union(WatchMask::ATTRIB)
+    .union(WatchMask::MOVE_SELF)
+    .union(WatchMask::DELETE_SELF)
+    .union(WatchMask::ONESHOT);
+/// What directories are watched for: anything that may bring a database.
+const DIRECTORY: WatchMask = WatchMask::CREATE
+    .union(WatchMask::MOVED_TO)
+    .union(WatchMask::MODIFY)
+    .union(WatchMask::ONESHOT);
+
+/// The watches of all captures of a pool.
+pub(super) struct Watcher {
+    watches: Mutex<Watching>,
+}
+
+#[derive(Default)]
+struct Watching {
     /// `None` if the system has no instance left: then there is the slow poll.
-    files: Option<Inotify>,
-    bell: PipeReader,
-    is_armed: bool,
+    instance: Option<Watches>,
+    /// Whom an event of a watch wakes.
+    concerned: HashMap<WatchDescriptor, Vec<Id>>,
+    /// Whether it was said that the system has no watch left.
+    is_said: bool,
 }
 
-/// The side that wakes it; any number of threads may ring.
-#[derive(Debug)]
-pub(super) struct Bell {
-    pipe: PipeWriter,
-}
+impl Watcher {
+    pub(super) fn new() -> Self {
+        Self {
+            watches: Mutex::default(),
+        }
+    }
 
-/// What ended a wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Woken {
-    /// The time was over.
-    Time,
-    /// Something happened to a watched file.
-    File,
-    /// Somebody rang.
-    Bell,
-}
-
-impl Wake {
-    /// A pair of sleeper and bell.
-    ///
-    /// # Errors
-    /// `Unavailable` if the system has no descriptors left.
-    pub(super) fn new() -> Result<(Self, Bell)> {
-        let files = Inotify::init()
+    /// An instance for events to be read from. `None` if the system has none left.
+    pub(super) fn open(&self) -> Option<Inotify> {
+        let instance = Inotify::init()
             .inspect_err(|e| {
                 tracing::warn!(
                     "changes are polled for, since the system gives no inotify instance: {e}; \
@@ -51,135 +55,95 @@ impl Wake {
                 );
             })
             .ok();
-        let (reader, writer) =
-            io::pipe().map_err(|e| Error::new(ErrorKind::Unavailable, "no pipe").because(e))?;
-        Ok((
-            Self {
-                files,
-                bell: reader,
-                is_armed: false,
-            },
-            Bell { pipe: writer },
-        ))
-    }
-
-    /// Whether the next event of a file ends a wait. Look once more after arming: what happened
-    /// before does not count.
-    pub(super) fn is_armed(&self) -> bool {
-        self.is_armed
+        *self.lock() = Watching {
+            instance: instance.as_ref().map(Inotify::watches),
+            ..Watching::default()
+        };
+        instance
     }
 
     /// Watches for writes to these files, and for their removal or renaming. One that is not there
     /// is left out: the slow poll finds it.
-    pub(super) fn arm(&mut self, files: &[&Path]) {
+    pub(super) fn watch_files(&self, id: Id, files: &[&Path]) {
         for path in files {
-            let mask = WatchMask::MODIFY
-                | WatchMask::ATTRIB
-                | WatchMask::MOVE_SELF
-                | WatchMask::DELETE_SELF
-                | WatchMask::ONESHOT;
-            self.watch(path, mask);
+            self.watch(id, path, FILE);
         }
-        self.is_armed = true;
     }
 
     /// Watches a directory for anything that may bring a database into it.
-    pub(super) fn arm_directory(&mut self, dir: &Path) {
-        let mask = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::MODIFY | WatchMask::ONESHOT;
-        self.watch(dir, mask);
-        self.is_armed = true;
+    pub(super) fn watch_directory(&self, id: Id, dir: &Path) {
+        self.watch(id, dir, DIRECTORY);
     }
 
-    fn watch(&mut self, path: &Path, mask: WatchMask) {
-        let Some(files) = &self.files else {
+    fn watch(&self, id: Id, path: &Path, mask: WatchMask) {
+        // Held until the watch is noted: its first event may be read before that.
+        let mut watching = self.lock();
+        let Some(instance) = &mut watching.instance else {
             return;
         };
-        if let Err(e) = files.watches().add(path, mask) {
-            tracing::debug!("{} is not watched, only polled: {e}", path.display());
+        match instance.add(path, mask) {
+            Ok(watch) => {
+                let concerned = watching.concerned.entry(watch).or_default();
+                if !concerned.contains(&id) {
+                    concerned.push(id);
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::StorageFull && !watching.is_said => {
+                watching.is_said = true;
+                tracing::warn!(
+                    "changes of {} and of other databases are polled for, since the system gives \
+                     no more inotify watches: {e}; fs.inotify.max_user_watches limits them",
+                    path.display()
+                );
+            }
+            Err(e) => tracing::debug!("{} is not watched, only polled: {e}", path.display()),
         }
     }
 
-    /// Sleeps until something happens, at most `limit`.
-    pub(super) fn wait(&mut self, limit: Duration) -> Woken {
-        let timeout =
-            PollTimeout::try_from(limit.max(Duration::from_millis(1))).unwrap_or(PollTimeout::MAX);
-        // While the capture is busy it looks by the clock.
-        let files = self.files.as_ref().filter(|_| self.is_armed);
-        let watched = 1 + usize::from(files.is_some());
-        let bell = self.bell.as_fd();
-        let files = files.map_or(bell, AsFd::as_fd);
-        let mut fds = [bell, files].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        match poll(&mut fds[..watched], timeout) {
-            Ok(0) | Err(Errno::EINTR) => return Woken::Time,
-            Ok(_) => {}
-            Err(errno) => {
-                // Without poll there is still the clock.
-                tracing::error!("poll failed: {errno}");
-                std::thread::sleep(limit);
-                return Woken::Time;
+    /// Reads the events that there are: whom they concern. What happened shows in the next look.
+    pub(super) fn read(&self, inotify: &mut Inotify) -> HashSet<Id> {
+        let mut woken = HashSet::new();
+        let mut buffer = [0; 4096];
+        while let Ok(events) = inotify.read_events(&mut buffer) {
+            let mut watching = self.lock();
+            for event in events {
+                if event.mask.contains(EventMask::Q_OVERFLOW) {
+                    woken.extend(watching.concerned.drain().flat_map(|(_, ids)| ids));
+                }
+                // The end of a watch is an event too: one that was armed again may have been about
+                // to end.
+                woken.extend(watching.concerned.remove(&event.wd).unwrap_or_default());
             }
         }
-        let has = |fd: &PollFd| fd.revents().is_some_and(|seen| !seen.is_empty());
-        let (rang, changed) = (has(&fds[0]), watched == 2 && has(&fds[1]));
-        if changed {
-            self.is_armed = false;
-            let mut events = [0; 4096];
-            // What happened to which file shows in the next look; the events only need to go away.
-            while let Some(files) = &mut self.files
-                && files.read_events(&mut events).is_ok()
-            {}
-        }
-        if rang {
-            let mut rings = [0; 64];
-            // Reading what poll saw cannot block; a closed pipe reads as nothing, and the requests
-            // show that nobody is left to make any.
-            if let Err(e) = self.bell.read(&mut rings) {
-                tracing::error!("the wake-up pipe failed: {e}");
-            }
-            return Woken::Bell;
-        }
-        Woken::File
+        woken
     }
-}
 
-impl Bell {
-    /// Ends the wait of the sleeper, the next one if it does not sleep.
-    pub(super) fn ring(&self) {
-        // A sleeper that has gone needs no bell; who asked it for something sees that anyway.
-        if (&self.pipe).write_all(&[1]).is_err() {
-            tracing::debug!("a capture that has ended was rung");
+    /// Ends the watches that are only for this one.
+    pub(super) fn forget(&self, id: Id) {
+        let mut watching = self.lock();
+        let mut ended = Vec::new();
+        watching.concerned.retain(|watch, ids| {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                ended.push(watch.clone());
+            }
+            !ids.is_empty()
+        });
+        for watch in ended {
+            if let Some(instance) = &mut watching.instance
+                && let Err(e) = instance.remove(watch)
+            {
+                tracing::trace!("a watch had ended by itself: {e}");
+            }
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Watching> {
+        self.watches
+            .lock()
+            .expect("nobody panics with this lock held")
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_write_a_ring_or_the_clock_ends_a_wait() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("f");
-        std::fs::write(&path, b"1").unwrap();
-        let (mut wake, bell) = Wake::new().unwrap();
-        assert_eq!(wake.wait(Duration::from_millis(1)), Woken::Time);
-        wake.arm(&[&path]);
-        std::fs::write(&path, b"2").unwrap();
-        assert_eq!(wake.wait(Duration::from_secs(9)), Woken::File);
-        assert!(!wake.is_armed());
-        wake.arm(&[&path]);
-        bell.ring();
-        bell.ring();
-        assert_eq!(wake.wait(Duration::from_secs(9)), Woken::Bell);
-        assert_eq!(wake.wait(Duration::from_millis(1)), Woken::Time);
-    }
-
-    #[test]
-    fn a_file_that_appears_in_a_watched_directory_ends_a_wait() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut wake, _bell) = Wake::new().unwrap();
-        wake.arm_directory(dir.path());
-        std::fs::write(dir.path().join("f"), b"1").unwrap();
-        assert_eq!(wake.wait(Duration::from_secs(9)), Woken::File);
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@
 use crate::config::{CaptureSettings, Environment};
 use crate::format::ids::PageSize;
 use crate::replicate::act::Capture;
+use crate::replicate::pool::Pool;
 use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
 use crate::replicate::tests::world::{App, Image, TIMING, clock};
@@ -67,8 +68,14 @@ fn capture_child() {
     });
     let spool = Arc::new(Spool::open(&settings(dir).meta_path, Arc::default()).unwrap());
     let environment = Environment::of_tests();
-    let capture =
-        Capture::start_timed(settings(dir), Arc::clone(&spool), environment, TIMING).unwrap();
+    let capture = Capture::start_on(
+        Pool::of_process(),
+        settings(dir),
+        Arc::clone(&spool),
+        environment,
+        TIMING,
+    )
+    .unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

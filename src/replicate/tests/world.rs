@@ -6,6 +6,7 @@ use crate::format::ids::{PageSize, Pgno, Timestamp};
 use crate::replicate::act::Capture;
 use crate::replicate::budget::Budget;
 use crate::replicate::decide::Timing;
+use crate::replicate::pool::Pool;
 use crate::replicate::source::{PageSource, Source};
 use crate::replicate::spool::{Spool, SpooledCommit};
 use std::collections::HashMap;
@@ -94,6 +95,7 @@ pub(super) struct World {
     pub(super) settings: CaptureSettings,
     pub(super) timing: Timing,
     pub(super) max_spool_size: Option<u64>,
+    pub(super) pool: Arc<Pool>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -112,6 +114,7 @@ impl World {
             settings,
             timing: TIMING,
             max_spool_size: None,
+            pool: Arc::clone(Pool::of_process()),
             runtime: tokio::runtime::Builder::new_current_thread()
                 .build()
                 .unwrap(),
@@ -147,7 +150,8 @@ impl World {
             clock,
             ..Environment::of_tests()
         };
-        let capture = Capture::start_timed(settings, capturing, environment, self.timing).unwrap();
+        let capture =
+            Capture::start_on(&self.pool, settings, capturing, environment, self.timing).unwrap();
         Running {
             world: self,
             spool,

@@ -1,0 +1,319 @@
+//! Who runs, who waits until when, and how many threads that takes. Pure.
+//!
+//! Never asks the time, starts no thread: says what the pool is to do about its threads.
+//!
+//! A task that rests for no longer than [`TICK`] *dozes*: it keeps its thread. One that rests for
+//! longer is *parked* and holds none. What becomes ready waits in one queue, first come, first
+//! served. News (a file event, a ring) gets an idle thread, or a new one below the bound; what is
+//! merely due shares one, however much it is. Where all threads are taken and somebody waits for
+//! one, nobody dozes: everybody has a turn, in the order of the queue.
+
+use crate::replicate::decide::TICK;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// A task that is parked for long may be called before its time by so much, so that one wake-up is
+/// for many.
+const SLACK: Duration = Duration::from_millis(100);
+/// The same for shorter times: this part of them.
+const SLACK_PART: u32 = 10;
+/// Nobody waits longer.
+const WAIT_MAX: Duration = Duration::from_secs(86_400);
+/// How long nothing is asked of a system that gave no thread.
+const NO_THREAD: Duration = Duration::from_secs(1);
+
+/// One of the tasks of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(in crate::replicate) struct Id(pub(in crate::replicate) u64);
+
+/// One of its threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Hand(pub(super) u64);
+
+/// What is to be done about a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    /// It sleeps, and is to look what there is to do.
+    Wake(Hand),
+    /// It is to be started.
+    Start(Hand),
+}
+
+/// What the thread of a task that rests does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// There is news already: one more step.
+    Again {
+        /// Something happened to its files.
+        changed: bool,
+    },
+    /// Sleeps with the task, for the time of the rest or until it is called.
+    Doze,
+    /// Gives the task back and takes another.
+    Part,
+}
+
+enum Place {
+    Running,
+    /// Keeps this thread.
+    Dozing(Hand),
+    Ready,
+    Parked {
+        until: Instant,
+        slack: Duration,
+    },
+}
+
+struct Slot {
+    place: Place,
+    /// The next file event counts.
+    is_armed: bool,
+    changed: bool,
+    rung: bool,
+}
+
+/// The tasks and threads of a pool.
+pub(super) struct Schedule {
+    slots: HashMap<Id, Slot>,
+    ready: VecDeque<Id>,
+    /// When something was last taken from a queue of several, or it was empty before.
+    moved: Instant,
+    parked: BTreeSet<(Instant, Id)>,
+    /// The last to lie down is called first, so that those not needed end.
+    idle: Vec<Hand>,
+    threads: usize,
+    threads_max: usize,
+    named: u64,
+}
+
+impl Schedule {
+    pub(super) fn new(threads_max: usize, now: Instant) -> Self {
+        Self {
+            slots: HashMap::new(),
+            ready: VecDeque::new(),
+            moved: now,
+            parked: BTreeSet::new(),
+            idle: Vec::new(),
+            threads: 0,
+            threads_max,
+            named: 0,
+        }
+    }
+
+    fn name(&mut self) -> u64 {
+        self.named += 1;
+        self.named
+    }
+
+    /// A new task. It counts as running until [`Schedule::begin`].
+    pub(super) fn enter(&mut self) -> Id {
+        let id = Id(self.name());
+        let slot = Slot {
+            place: Place::Running,
+            is_armed: false,
+            changed: false,
+            rung: false,
+        };
+        self.slots.insert(id, slot);
+        id
+    }
+
+    /// It has its first turn.
+    pub(super) fn begin(&mut self, id: Id, now: Instant) -> Option<Call> {
+        self.queue(id, now);
+        self.call()
+    }
+
+    /// A running task is over. True if it was the last one.
+    pub(super) fn leave(&mut self, id: Id) -> bool {
+        self.slots.remove(&id);
+        self.is_empty()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// From now on a file event counts.
+    pub(super) fn arm(&mut self, id: Id) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.is_armed = true;
+        }
+    }
+
+    pub(super) fn is_armed(&self, id: Id) -> bool {
+        self.slots.get(&id).is_some_and(|slot| slot.is_armed)
+    }
+
+    /// Something happened to its files. Counts once for each [`Schedule::arm`].
+    pub(super) fn change(&mut self, id: Id, now: Instant) -> Option<Call> {
+        let slot = self.slots.get_mut(&id).filter(|slot| slot.is_armed)?;
+        slot.is_armed = false;
+        slot.changed = true;
+        self.rouse(id, now)
+    }
+
+    /// Somebody asks for it.
+    pub(super) fn ring(&mut self, id: Id, now: Instant) -> Option<Call> {
+        self.slots.get_mut(&id)?.rung = true;
+        self.rouse(id, now)
+    }
+
+    fn rouse(&mut self, id: Id, now: Instant) -> Option<Call> {
+        match self.slots.get(&id)?.place {
+            Place::Running | Place::Ready => None,
+            Place::Dozing(hand) => Some(Call::Wake(hand)),
+            Place::Parked { until, .. } => {
+                self.parked.remove(&(until, id));
+                self.queue(id, now);
+                self.call()
+            }
+        }
+    }
+
+    /// The next task for a thread that has none, and whether something happened to its files.
+    pub(super) fn take(&mut self, now: Instant) -> Option<(Id, bool)> {
+        let id = self.ready.pop_front()?;
+        self.moved = now;
+        Some((id, self.resume(id)))
+    }
+
+    /// A task runs again; whether something happened to its files.
+    pub(super) fn resume(&mut self, id: Id) -> bool {
+        let slot = self.slots.get_mut(&id).expect("a task leaves as it runs");
+        slot.place = Place::Running;
+        slot.rung = false;
+        std::mem::take(&mut slot.changed)
+    }
+
+    /// A running task waits so long at most.
+    pub(super) fn rest(&mut self, id: Id, hand: Hand, wait: Duration, now: Instant) -> Rest {
+        let is_crowded = self.is_crowded();
+        let slot = self.slots.get_mut(&id).expect("a task leaves as it runs");
+        if slot.rung || slot.changed {
+            if is_crowded {
+                self.queue(id, now);
+                return Rest::Part;
+            }
+            let changed = self.resume(id);
+            return Rest::Again { changed };
+        }
+        if wait <= TICK && !is_crowded {
+            slot.place = Place::Dozing(hand);
+            return Rest::Doze;
+        }
+        let wait = wait.min(WAIT_MAX);
+        let until = now + wait;
+        let slack = (wait / SLACK_PART).min(SLACK);
+        slot.place = Place::Parked { until, slack };
+        self.parked.insert((until, id));
+        Rest::Part
+    }
+
+    fn is_crowded(&self) -> bool {
+        !self.ready.is_empty() && self.idle.is_empty() && self.threads >= self.threads_max
+    }
+
+    /// Whether there is news for a task that dozes.
+    pub(super) fn is_called(&self, id: Id) -> bool {
+        let slot = self.slots.get(&id);
+        slot.is_some_and(|slot| slot.rung || slot.changed)
+    }
+
+    /// Makes ready what is due by now. With the first one that is, all those whose time is near.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<Call> {
+        let mut calls = Vec::new();
+        if self.parked.first().is_some_and(|(until, _)| *until <= now) {
+            let near = self.parked.iter().copied();
+            let near = near.take_while(|(until, _)| *until <= now + SLACK);
+            let due: Vec<_> = near
+                .filter(|(until, id)| *until <= now + self.slack(*id))
+                .collect();
+            for (until, id) in due {
+                let is_short = self.slack(id) <= TICK / SLACK_PART;
+                self.parked.remove(&(until, id));
+                self.queue(id, now);
+                if is_short || calls.is_empty() {
+                    calls.extend(self.call());
+                }
+            }
+        }
+        if self.is_stuck(now) {
+            self.moved = now;
+            calls.extend(self.call());
+        }
+        calls
+    }
+
+    fn slack(&self, id: Id) -> Duration {
+        match self.slots.get(&id).map(|slot| &slot.place) {
+            Some(Place::Parked { slack, .. }) => *slack,
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Whether those who wait for a thread have done so for too long: one that was called for them
+    /// may be held up by what it found.
+    fn is_stuck(&self, now: Instant) -> bool {
+        self.may_be_stuck() && self.moved + TICK <= now
+    }
+
+    fn may_be_stuck(&self) -> bool {
+        !self.ready.is_empty() && (self.threads < self.threads_max || !self.idle.is_empty())
+    }
+
+    /// When [`Schedule::due`] has something to do.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let due = self.parked.first().map(|(until, _)| *until);
+        let stuck = self.may_be_stuck().then(|| self.moved + TICK);
+        due.into_iter().chain(stuck).min()
+    }
+
+    fn queue(&mut self, id: Id, now: Instant) {
+        if self.ready.is_empty() {
+            self.moved = now;
+        }
+        let slot = self.slots.get_mut(&id).expect("only known tasks are ready");
+        slot.place = Place::Ready;
+        self.ready.push_back(id);
+    }
+
+    /// A thread for what is ready.
+    fn call(&mut self) -> Option<Call> {
+        if let Some(hand) = self.idle.pop() {
+            return Some(Call::Wake(hand));
+        }
+        (self.threads < self.threads_max).then(|| {
+            self.threads += 1;
+            Call::Start(Hand(self.name()))
+        })
+    }
+
+    /// The system did not give that thread.
+    pub(super) fn not_started(&mut self, now: Instant) {
+        self.threads -= 1;
+        self.moved = now + NO_THREAD;
+    }
+
+    /// A thread has nothing to do.
+    pub(super) fn lie_down(&mut self, hand: Hand) {
+        if !self.idle.contains(&hand) {
+            self.idle.push(hand);
+        }
+    }
+
+    /// A thread that has nothing to do ends.
+    pub(super) fn end(&mut self, hand: Hand) {
+        self.idle.retain(|other| *other != hand);
+        self.threads -= 1;
+    }
+
+    /// How many threads there are.
+    #[cfg(test)]
+    pub(super) fn threads(&self) -> usize {
+        self.threads
+    }
+}
+
+#[cfg(test)]
+mod tests;

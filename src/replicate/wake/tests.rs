@@ -1,0 +1,76 @@
+//! The watches on a real file system.
+
+use crate::replicate::decide::TICK;
+use crate::replicate::pool::Id;
+use crate::replicate::wake::Watcher;
+use inotify::Inotify;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::AsFd;
+
+fn ids<const N: usize>() -> [Id; N] {
+    std::array::from_fn(|n| Id(n as u64))
+}
+
+fn opened() -> (Watcher, Inotify) {
+    let watcher = Watcher::new();
+    let inotify = watcher.open().expect("an inotify instance");
+    (watcher, inotify)
+}
+
+/// Whom the next events wake.
+fn woken(watcher: &Watcher, inotify: &mut Inotify) -> HashSet<Id> {
+    let mut fds = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::from(9000_u16)).unwrap();
+    watcher.read(inotify)
+}
+
+/// Nothing comes any more.
+fn assert_quiet(watcher: &Watcher, inotify: &mut Inotify) {
+    std::thread::sleep(TICK);
+    assert_eq!(watcher.read(inotify), HashSet::new());
+}
+
+#[test]
+fn a_change_wakes_once_for_each_arming() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    fs::write(&path, b"1").unwrap();
+    let ((watcher, mut inotify), [one]) = (opened(), ids());
+    watcher.watch_files(one, &[&path, &dir.path().join("absent")]);
+    fs::write(&path, b"2").unwrap();
+    assert_eq!(woken(&watcher, &mut inotify), [one].into());
+    fs::write(&path, b"3").unwrap();
+    assert_quiet(&watcher, &mut inotify);
+    watcher.watch_files(one, &[&path]);
+    fs::rename(&path, dir.path().join("g")).unwrap();
+    assert_eq!(woken(&watcher, &mut inotify), [one].into());
+}
+
+#[test]
+fn captures_that_watch_one_directory_all_wake() {
+    let dir = tempfile::tempdir().unwrap();
+    let ((watcher, mut inotify), [one, two, gone]) = (opened(), ids());
+    for id in [one, two, one, gone] {
+        watcher.watch_directory(id, dir.path());
+    }
+    watcher.forget(gone);
+    fs::write(dir.path().join("f"), b"1").unwrap();
+    assert_eq!(woken(&watcher, &mut inotify), [one, two].into());
+    watcher.watch_directory(two, dir.path());
+    watcher.forget(two);
+    fs::write(dir.path().join("g"), b"1").unwrap();
+    assert_quiet(&watcher, &mut inotify);
+}
+
+#[test]
+fn a_watch_that_ends_without_a_change_wakes_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let below = dir.path().join("below");
+    fs::create_dir(&below).unwrap();
+    let ((watcher, mut inotify), [one]) = (opened(), ids());
+    watcher.watch_directory(one, &below);
+    fs::remove_dir(&below).unwrap();
+    assert_eq!(woken(&watcher, &mut inotify), [one].into());
+}
