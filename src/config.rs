@@ -1,12 +1,15 @@
 //! Settings: plain validated data, and the things that come from outside: clocks and randomness.
 
+pub mod file;
 pub mod location;
 pub mod nearest;
+pub mod print;
 pub mod settings;
 
 use crate::error::{Error, Result};
 use crate::format::ids::Timestamp;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::path::{Path, PathBuf};
+use std::{sync::Arc, time::Duration};
 
 /// What time it is. Comes in as a value, so that tests can say what they like.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -79,20 +82,44 @@ pub fn random(bytes: &mut [u8]) -> Result<()> {
         .map_err(|e| Error::unavailable(format!("the system gave no random bytes: {e}")))
 }
 
+/// The default place of a database's spool: beside it.
+pub fn default_meta_path(database: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(database.file_name().unwrap_or_default());
+    name.push("-sqlrepl");
+    database.with_file_name(name)
+}
+
+/// The units of durations, and their milliseconds.
+const DURATIONS: [(&str, u64); 7] = [
+    ("ms", 1),
+    ("s", 1000),
+    ("m", 60 * 1000),
+    ("h", 60 * 60 * 1000),
+    ("d", 24 * 60 * 60 * 1000),
+    ("w", 7 * 24 * 60 * 60 * 1000),
+    ("y", 365 * 24 * 60 * 60 * 1000),
+];
+
+/// The units of sizes, and their bytes.
+const SIZES: [(&str, u64); 10] = [
+    ("", 1),
+    ("B", 1),
+    ("KB", 1000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+];
+
 /// Parses `10s`, `500ms`, `1h30m`, `7d`, `1y` (days of 24 hours, years of 365 days), or `0`.
 ///
 /// # Errors
 /// `Invalid`, with the forms that would do.
 pub fn parse_duration(text: &str) -> Result<Duration> {
-    const UNITS: [(&str, u64); 7] = [
-        ("ms", 1),
-        ("s", 1000),
-        ("m", 60 * 1000),
-        ("h", 60 * 60 * 1000),
-        ("d", 24 * 60 * 60 * 1000),
-        ("w", 7 * 24 * 60 * 60 * 1000),
-        ("y", 365 * 24 * 60 * 60 * 1000),
-    ];
     let wrong = || {
         Error::invalid(format!(
             "{text:?} is no duration: say 10s, 500ms, 1h30m, 7d, 1y or 0"
@@ -103,7 +130,7 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
     while !rest.is_empty() && text != "0" {
         let (number, behind) = split(rest, |c| c.is_ascii_digit()).ok_or_else(wrong)?;
         let (unit, behind) = split(behind, |c| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
-        let (_, factor) = UNITS
+        let (_, factor) = DURATIONS
             .iter()
             .find(|(name, _)| *name == unit)
             .ok_or_else(wrong)?;
@@ -121,26 +148,44 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
     }
 }
 
+/// A duration as [`parse_duration`] reads it, in whole milliseconds.
+pub fn format_duration(duration: Duration) -> String {
+    let mut left = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let mut text = String::new();
+    // Nobody thinks of 30 days as of 4 weeks and 2 days.
+    let units = DURATIONS.iter().rev().filter(|(unit, _)| *unit != "w");
+    for (unit, millis) in units {
+        if left >= *millis {
+            text.push_str(&format!("{}{unit}", left / millis));
+            left %= millis;
+        }
+    }
+    match text.as_str() {
+        "" => "0".to_owned(),
+        _ => text,
+    }
+}
+
+/// A size as [`parse_size`] reads it.
+pub fn format_size(bytes: u64) -> String {
+    let whole = SIZES
+        .iter()
+        .filter(|(_, factor)| bytes > 0 && bytes % factor == 0)
+        .max_by_key(|(_, factor)| factor);
+    match whole {
+        Some((unit, factor)) if *factor > 1 => format!("{}{unit}", bytes / factor),
+        _ => bytes.to_string(),
+    }
+}
+
 /// Parses a size in bytes: `4MiB`, `1GiB`, `64KiB`, `500MB`, `4096`.
 ///
 /// # Errors
 /// `Invalid`, with the forms that would do.
 pub fn parse_size(text: &str) -> Result<u64> {
-    const UNITS: [(&str, u64); 10] = [
-        ("", 1),
-        ("B", 1),
-        ("KB", 1000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-        ("TB", 1_000_000_000_000),
-        ("KiB", 1 << 10),
-        ("MiB", 1 << 20),
-        ("GiB", 1 << 30),
-        ("TiB", 1 << 40),
-    ];
     let parse = || {
         let (number, unit) = split(text, |c| c.is_ascii_digit())?;
-        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
+        let (_, factor) = SIZES.iter().find(|(name, _)| *name == unit)?;
         number.parse::<u64>().ok()?.checked_mul(*factor)
     };
     parse().ok_or_else(|| {
@@ -192,6 +237,34 @@ mod tests {
             parse_duration("soon").unwrap_err().to_string(),
             "\"soon\" is no duration: say 10s, 500ms, 1h30m, 7d, 1y or 0"
         );
+    }
+
+    #[test]
+    fn durations_and_sizes_are_printed_as_they_are_read() {
+        for (text, shown) in [
+            ("0", "0"),
+            ("0s", "0"),
+            ("90m", "1h30m"),
+            ("4w2d", "30d"),
+            ("365d", "1y"),
+            ("1500ms", "1s500ms"),
+        ] {
+            let duration = parse_duration(text).unwrap();
+            assert_eq!(format_duration(duration), shown);
+            assert_eq!(parse_duration(shown).unwrap(), duration);
+        }
+        for (text, shown) in [
+            ("0", "0"),
+            ("1025", "1025"),
+            ("4096", "4KiB"),
+            ("1024MiB", "1GiB"),
+            ("500MB", "500MB"),
+            ("1000000", "1MB"),
+        ] {
+            let bytes = parse_size(text).unwrap();
+            assert_eq!(format_size(bytes), shown);
+            assert_eq!(parse_size(shown).unwrap(), bytes);
+        }
     }
 
     #[test]

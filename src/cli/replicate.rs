@@ -2,9 +2,9 @@
 
 use crate::cli::args::Replicate;
 use crate::cli::{environment, replica_name, stop_signal};
-use sqlrepl::config::CaptureSettings;
 use sqlrepl::config::location::{Location, without_secrets};
-use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings, Retention};
+use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings};
+use sqlrepl::config::{CaptureSettings, default_meta_path};
 use sqlrepl::daemon::{self, Replicated};
 use sqlrepl::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -34,7 +34,8 @@ fn database(args: Replicate) -> Result<DatabaseSettings> {
             name: replica_name(&without_secrets(place)).to_owned(),
             location,
             sync_interval: args.sync_interval,
-            retention: Retention::default(),
+            retention: None,
+            retention_check_interval: Duration::from_secs(60 * 60),
             snapshot_interval: Duration::from_secs(24 * 60 * 60),
             validation_interval: None,
         });
@@ -42,7 +43,7 @@ fn database(args: Replicate) -> Result<DatabaseSettings> {
     let name = database.file_stem().unwrap_or_default();
     let meta_path = args
         .meta_path
-        .unwrap_or_else(|| daemon::default_meta_path(&database));
+        .unwrap_or_else(|| default_meta_path(&database));
     Ok(DatabaseSettings {
         name: name.to_string_lossy().into_owned(),
         capture: CaptureSettings {

@@ -180,6 +180,13 @@ fn parse_url(rest: &str) -> Result<S3Location> {
     Ok(location)
 }
 
+impl S3Location {
+    /// The URL that is read as this bucket and prefix.
+    pub fn url(&self) -> String {
+        self.to_string().replace('%', "%25").replace('?', "%3F")
+    }
+}
+
 /// Refuses what a URL cannot say, before its value is looked at.
 fn check_url_key(key: &str) -> Result<()> {
     if matches!(key, "access-key-id" | "secret-access-key") {
@@ -360,6 +367,13 @@ mod tests {
             assert_eq!(place.endpoint, None);
             assert_eq!(place.force_path_style, None);
             assert!(place.checksums && place.credentials.is_none());
+        }
+        for text in [
+            "s3://bucket",
+            "s3://bucket/a%20b/%C3%A4%3F%25",
+            "s3://bucket/a#b$",
+        ] {
+            assert_eq!(s3(&s3(text).url()), s3(text));
         }
         assert_eq!(s3("s3://bucket/a/?region=x").to_string(), "s3://bucket/a");
         assert_eq!(s3("s3://bucket").to_string(), "s3://bucket");

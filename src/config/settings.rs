@@ -1,7 +1,7 @@
 //! All that a config file decides: plain validated data.
 
 use crate::config::CaptureSettings;
-use crate::config::location::Location;
+use crate::config::location::{Credentials, Location};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,12 +12,15 @@ pub struct Settings {
     pub file: Option<PathBuf>,
     /// What is logged, and how.
     pub log: LogSettings,
+    /// The access key for places in buckets that have none of their own.
+    pub credentials: Option<Credentials>,
     /// Where metrics are served: for later versions.
     pub addr: Option<String>,
     /// Bytes that all spools and held-back WALs together may take; None: a tenth of the free
     /// space, at most 10 GiB.
     pub max_spool_size: Option<u64>,
-    /// The databases, in the order of the file; names and replica locations are unique.
+    /// The databases, in the order of the file. Names, files, meta-paths and places of replicas
+    /// are unique, and no replica lies within another.
     pub databases: Vec<DatabaseSettings>,
 }
 
@@ -41,15 +44,17 @@ pub struct ReplicaSettings {
     pub location: Location,
     /// How long the first commit that is not sent waits for company.
     pub sync_interval: Duration,
-    /// How long which restore points are kept.
-    pub retention: Retention,
+    /// How long which restore points are kept; all of them, for ever, when absent.
+    pub retention: Option<Retention>,
+    /// How often what is kept is looked through.
+    pub retention_check_interval: Duration,
     /// How often a snapshot is taken when there are changes.
     pub snapshot_interval: Duration,
     /// How often the replica is checked; never when absent.
     pub validation_interval: Option<Duration>,
 }
 
-/// How long restore points are kept. A window that is absent keeps nothing.
+/// How long restore points are kept. A window that is absent keeps nothing, but there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
     /// Every commit.
@@ -58,8 +63,6 @@ pub struct Retention {
     pub hourly: Option<Duration>,
     /// The last commit of each day.
     pub daily: Option<Duration>,
-    /// How often what is kept is looked through.
-    pub check_interval: Duration,
 }
 
 /// What is logged, and how.
@@ -69,8 +72,18 @@ pub struct LogSettings {
     pub level: String,
     /// How a line looks.
     pub format: LogFormat,
-    /// Where lines go.
+    /// Where `replicate` and `mount` write them; other commands write to the standard error.
     pub target: LogTarget,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+            target: LogTarget::Stderr,
+        }
+    }
 }
 
 /// How a log line looks.

@@ -23,7 +23,6 @@ use crate::daemon::fleet::Fleet;
 use crate::error::{Error, ErrorKind, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::future::Future;
-use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -133,14 +132,6 @@ fn raise_open_files(databases: usize) {
         ),
         Err(errno) => tracing::warn!("raise the limit of open files: {errno}"),
     }
-}
-
-/// The default place of a database's spool: beside it.
-pub fn default_meta_path(database: &Path) -> std::path::PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(database.file_name().unwrap_or_default());
-    name.push("-sqlrepl");
-    database.with_file_name(name)
 }
 
 #[cfg(test)]
