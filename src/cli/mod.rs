@@ -11,16 +11,14 @@ mod table;
 
 use clap::Parser;
 use nix::time::{ClockId, clock_gettime};
-use sqlrepl::config::location::real_path;
+use sqlrepl::config::location::Location;
 use sqlrepl::config::{Clock, Environment, random};
 use sqlrepl::error::{Error, ErrorKind, Result};
 use sqlrepl::format::ids::Timestamp;
 use sqlrepl::materialize::cache::BlockCache;
 use sqlrepl::materialize::replica::Replica;
-use sqlrepl::storage::Store;
-use sqlrepl::storage::directory::DirectoryStore;
+use sqlrepl::storage::{self, Store};
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -151,39 +149,21 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
     })
 }
 
-/// The store at a place that the user named.
-fn store_at(place: &str) -> Result<Arc<dyn Store>> {
-    if let Some((scheme, _)) = place.split_once("://") {
-        return Err(Error::invalid(format!(
-            "{place}: {scheme} is no kind of replica; give a directory"
-        )));
-    }
-    Ok(DirectoryStore::open(&real_path(Path::new(place))?)?)
-}
-
-/// How messages and `--replica` name the replica at a place: as the user does, but for a slash at
-/// the end.
-fn replica_name(place: &str) -> &str {
-    match place.trim_end_matches('/') {
-        "" => place,
-        name => name,
-    }
-}
-
 /// The store at a place that must be there already, to be read.
-fn existing_store_at(place: &str) -> Result<Arc<dyn Store>> {
-    if !place.contains("://") && !Path::new(place).is_dir() {
-        return Err(Error::not_found(format!(
+async fn existing_store_at(place: &str) -> Result<Arc<dyn Store>> {
+    let location = Location::parse(place)?;
+    match &location {
+        Location::Directory(path) if !path.is_dir() => Err(Error::not_found(format!(
             "{place}: no such directory, so no replica is there"
-        )));
+        ))),
+        _ => storage::open(&location).await,
     }
-    store_at(place)
 }
 
 /// The replica at a place that must be there already, read once.
 async fn replica_at(place: &str) -> Result<Arc<Replica>> {
     let cache = Arc::new(BlockCache::new(CACHE_BYTES));
-    let replica = Replica::new(existing_store_at(place)?, cache);
+    let replica = Replica::new(existing_store_at(place).await?, cache);
     replica.refresh().await?;
     Ok(replica)
 }
@@ -191,13 +171,6 @@ async fn replica_at(place: &str) -> Result<Arc<Replica>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_replica_is_called_what_the_user_calls_it() {
-        for (place, name) in [("r", "r"), ("r/", "r"), ("./r//", "./r"), ("/", "/")] {
-            assert_eq!(replica_name(place), name);
-        }
-    }
 
     /// Fails with this error.
     struct Failing(io::ErrorKind);

@@ -2,6 +2,7 @@
 
 use crate::cli::args::Mount;
 use crate::cli::{clock, existing_store_at, say, stop_signal};
+use sqlrepl::config::location::Location;
 use sqlrepl::error::Result;
 use sqlrepl::mount::session::{self, MountOptions, Ready};
 use std::path::PathBuf;
@@ -9,14 +10,11 @@ use std::path::PathBuf;
 pub(crate) async fn run(args: Mount) -> Result<()> {
     // First of all: whoever starts us may end us at any time.
     let stop = stop_signal()?;
-    let source = existing_store_at(&args.source)?;
+    let source = existing_store_at(&args.source).await?;
     let options = MountOptions {
         cache_bytes: args.page_cache,
         allow_other: args.allow_other,
-        keep_out: PathBuf::from(&args.source)
-            .canonicalize()
-            .into_iter()
-            .collect(),
+        keep_out: directory(&args.source)?,
         ..MountOptions::default()
     };
     session::run(
@@ -28,6 +26,14 @@ pub(crate) async fn run(args: Mount) -> Result<()> {
         stop,
     )
     .await
+}
+
+/// What the mount point must not lie in.
+fn directory(source: &str) -> Result<Vec<PathBuf>> {
+    match Location::parse(source)? {
+        Location::Directory(path) => Ok(vec![path]),
+        Location::S3(_) => Ok(Vec::new()),
+    }
 }
 
 /// The one line of a mount.

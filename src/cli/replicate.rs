@@ -1,8 +1,9 @@
 //! `sqlrepl replicate`
 
 use crate::cli::args::Replicate;
-use crate::cli::{environment, replica_name, stop_signal};
-use sqlrepl::config::location::{Location, without_secrets};
+use crate::cli::{environment, stop_signal};
+use sqlrepl::config::file::replica_name;
+use sqlrepl::config::location::Location;
 use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings};
 use sqlrepl::config::{CaptureSettings, default_meta_path};
 use sqlrepl::daemon::{self, Replicated};
@@ -31,7 +32,7 @@ fn database(args: Replicate) -> Result<DatabaseSettings> {
             return Err(Error::invalid(format!("{place} is given twice")));
         }
         replicas.push(ReplicaSettings {
-            name: replica_name(&without_secrets(place)).to_owned(),
+            name: replica_name(place),
             location,
             sync_interval: args.sync_interval,
             retention: None,

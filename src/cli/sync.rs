@@ -1,9 +1,9 @@
 //! `sqlrepl sync`
 
 use crate::cli::args::Sync;
-use crate::cli::replica_name;
 use crate::cli::replicate::full_path;
 use sqlrepl::config::default_meta_path;
+use sqlrepl::config::file::replica_name;
 use sqlrepl::daemon::control;
 use sqlrepl::error::Result;
 
@@ -12,6 +12,6 @@ pub(crate) async fn run(args: Sync) -> Result<()> {
         Some(path) => path,
         None => default_meta_path(&full_path(&args.database)?),
     };
-    let replica = args.replica.map(|place| replica_name(&place).to_owned());
+    let replica = args.replica.map(|place| replica_name(&place));
     control::sync(&meta_path, replica, args.timeout).await
 }
