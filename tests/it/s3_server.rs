@@ -28,6 +28,9 @@ pub(crate) const ACCESS_KEY_ID: &str = "AKIATESTS";
 /// What belongs to it.
 pub(crate) const SECRET_ACCESS_KEY: &str = "the/secret+of+the+tests";
 
+/// What requests may be signed for, unless a test says otherwise.
+pub(crate) const REGION: &str = "us-east-1";
+
 /// What can be asked of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Verb {
@@ -135,6 +138,8 @@ pub(crate) struct Settings {
     pub(crate) latency: Duration,
     /// How far the server's clock is ahead of the machine's, in seconds.
     pub(crate) clock_ahead: i64,
+    /// Requests signed by a clock that is far off are not refused.
+    pub(crate) any_clock: bool,
     /// Requests signed for another region are refused.
     pub(crate) region: Option<&'static str>,
     /// Answers a put of a taken key with 200, and overwrites; some servers do.

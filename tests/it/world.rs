@@ -1,7 +1,13 @@
 //! The world of one story: a temporary folder with a database, its replicas and whatever the story
 //! starts there. All of it is gone when the story ends, also when it fails.
+//!
+//! Where replicas lie is chosen by `SQLREPL_STORE`. Commands say `replicas` and `replicas/app`, and
+//! those are directories in the folder; with `s3` they become `s3://replicas` and
+//! `s3://replicas/app` on a server of the world's own, whose objects are the files in the same
+//! directories.
 
 use crate::program::{LONG, Output, Running, run, wait_until};
+use crate::s3_server::{self, Server};
 use serde_json::Value;
 use std::fs;
 use std::io::Write as _;
@@ -25,6 +31,7 @@ enum Turn {
 
 /// The world of one story. Its programs run in its folder, so paths in commands are relative.
 pub(crate) struct World {
+    server: Option<Server>,
     folder: TempDir,
     // Dropped after the folder: the next story begins when this one has cleaned up.
     _turn: Turn,
@@ -64,9 +71,39 @@ impl World {
             .tempdir()
             .unwrap();
         fs::create_dir(folder.path().join("logs")).unwrap();
+        let kind = std::env::var("SQLREPL_STORE").unwrap_or_else(|_| "directory".to_owned());
+        let server = match kind.as_str() {
+            "directory" => None,
+            "s3" => Some(serve_replicas(folder.path())),
+            other => panic!("SQLREPL_STORE is directory or s3, not {other}"),
+        };
         Self {
+            server,
             folder,
             _turn: turn,
+        }
+    }
+
+    /// Takes the place of `replicas/app` away: the server goes down, or the directory goes as that
+    /// of a network mount does.
+    pub(crate) fn take_replica_away(&self) {
+        match &self.server {
+            Some(server) => server.down(),
+            None => {
+                fs::rename(self.path("replicas/app"), self.path("away")).unwrap();
+                fs::write(self.path("replicas/app"), "not a directory").unwrap();
+            }
+        }
+    }
+
+    /// Brings it back as it was.
+    pub(crate) fn bring_replica_back(&self) {
+        match &self.server {
+            Some(server) => server.up(),
+            None => {
+                fs::remove_file(self.path("replicas/app")).unwrap();
+                fs::rename(self.path("away"), self.path("replicas/app")).unwrap();
+            }
         }
     }
 
@@ -89,10 +126,35 @@ impl World {
         command
     }
 
-    /// `sqlrepl` with arguments that hold no spaces themselves.
+    /// `sqlrepl` with arguments that hold no spaces themselves, on the replicas of this world.
     pub(crate) fn ours(&self, arguments: &str) -> Command {
-        let arguments: Vec<&str> = arguments.split_whitespace().collect();
-        self.command(env!("CARGO_BIN_EXE_sqlrepl"), &arguments)
+        let words = arguments.split_whitespace();
+        let arguments: Vec<String> = words.map(|word| self.place(word)).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut command = self.command(env!("CARGO_BIN_EXE_sqlrepl"), &arguments);
+        // Whatever this machine knows of AWS is not for stories.
+        for name in ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"] {
+            command.env(name, "/dev/null");
+        }
+        command.env("AWS_EC2_METADATA_DISABLED", "true");
+        if let Some(server) = &self.server {
+            command
+                .env("AWS_ENDPOINT_URL", server.endpoint())
+                .env("AWS_REGION", s3_server::REGION)
+                .env("AWS_ACCESS_KEY_ID", s3_server::ACCESS_KEY_ID)
+                .env("AWS_SECRET_ACCESS_KEY", s3_server::SECRET_ACCESS_KEY);
+        }
+        command
+    }
+
+    /// A word of a command: the place of a replica where this world has it.
+    fn place(&self, word: &str) -> String {
+        let below = word.strip_prefix("./").unwrap_or(word);
+        let is_replica = below == "replicas" || below.starts_with("replicas/");
+        match self.server {
+            Some(_) if is_replica => format!("s3://{below}"),
+            _ => word.to_owned(),
+        }
     }
 
     /// Runs `sqlrepl` with arguments that hold no spaces themselves.
@@ -294,6 +356,15 @@ impl World {
             length == 0 && age > Duration::from_millis(3_500)
         });
     }
+}
+
+/// A server with the bucket `replicas`, which is the directory of that name.
+fn serve_replicas(folder: &Path) -> Server {
+    let root = folder.join(".s3");
+    fs::create_dir(&root).unwrap();
+    fs::create_dir(folder.join("replicas")).unwrap();
+    std::os::unix::fs::symlink("../replicas", root.join("replicas")).unwrap();
+    Server::start(&root)
 }
 
 impl Drop for World {
