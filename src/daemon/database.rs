@@ -152,6 +152,7 @@ impl Database {
         let settings = UploadSettings {
             name: replica.name.clone(),
             sync_interval: replica.sync_interval,
+            take_over: false,
             directory: folders.join(folder_of(&replica.location)),
         };
         Uploader::start(

@@ -229,6 +229,7 @@ mod tests {
         spool
             .begin_run(RunStart {
                 token: 1,
+                base: 0,
                 page_size: SIZE,
                 pages: 1,
                 end: WalEnd::default(),

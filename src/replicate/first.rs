@@ -16,19 +16,18 @@ use crate::format::segment::TimelineEntry;
 use crate::format::snapshot::{
     self, Home, LEAF_PAGES, Leaf, LeafSource, MapToWrite, Run, SnapshotWriter,
 };
+use crate::replicate::backoff::Backoff;
 use crate::replicate::blocking;
 use crate::replicate::known::{KnownPages, within_leaf};
-use crate::replicate::put;
+use crate::replicate::put::{self, Stored};
 use crate::replicate::source::PageSource;
 use crate::storage::{Listed, Store};
 use std::fs::File;
 use std::io::BufWriter;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 use tempfile::TempPath;
-use tokio::runtime::Handle;
 
 /// Raw bytes that one object holds at most: with its index it then stays below 1 GiB, also when
 /// nothing compresses.
@@ -46,8 +45,6 @@ pub struct FirstSnapshot {
     pub environment: Environment,
     /// What need not be uploaded.
     pub known: KnownPages,
-    /// Set when the snapshot is no longer wanted.
-    pub cancelled: Arc<AtomicBool>,
 }
 
 /// Everything is read; what is missing is the txid from which it is valid.
@@ -63,6 +60,40 @@ pub struct PagesRead {
     pub exact: bool,
     /// Some were left out because the replica has them.
     reused: bool,
+}
+
+/// The pages on their way from the database into an object.
+struct Reading {
+    pin: Box<dyn PageSource>,
+    page: Vec<u8>,
+    interior: InteriorPages,
+    open: OpenObject,
+    /// Pages in the open object.
+    stored: u64,
+    reused: bool,
+    sqlite_version: u32,
+}
+
+impl Reading {
+    /// Reads these pages; `known` are the hashes of those that the replica has.
+    fn read(mut self, numbers: RangeInclusive<u32>, known: &[Option<PageHash>]) -> Result<Self> {
+        for (number, known) in numbers.zip(known) {
+            let pgno = Pgno::new(number).expect("pages count from 1");
+            self.pin.read(pgno, &mut self.page)?;
+            self.interior.offer(pgno, &self.page)?;
+            if pgno == Pgno::FIRST {
+                let version = self.page[96..100].try_into().expect("4 bytes");
+                self.sqlite_version = u32::from_be_bytes(version);
+            }
+            if known.is_some_and(|known| known == PageHash::of(&self.page)) {
+                self.reused = true;
+            } else {
+                self.open.writer.push(pgno, &self.page)?;
+                self.stored += 1;
+            }
+        }
+        Ok(self)
+    }
 }
 
 /// An object that is being written. Its file goes when it is stored, or given up.
@@ -88,76 +119,70 @@ pub struct ValidFrom {
     pub end: WalEnd,
 }
 
+/// Bytes of pages that are read in one piece of work: a snapshot that is given up ends behind it.
+const READ_AT_ONCE: u32 = 1 << 20;
+
 /// Pages between two lines of the log that say where the reading is.
 const LOGGED_PAGES: u32 = 64 << 10;
 
 impl FirstSnapshot {
     /// Reads all pages; stores what exceeds one object as parts. What an earlier attempt stored as
-    /// parts is known, and so is not stored again. Blocking: `runtime` does the work of the store
-    /// meanwhile.
+    /// parts is known, and so is not stored again.
     ///
     /// # Errors
     /// `Disk`, `Unavailable`; `Conflict` if the run of the pin ended.
-    pub fn read(mut self, mut pin: Box<dyn PageSource>, runtime: &Handle) -> Result<PagesRead> {
+    pub async fn read(mut self, mut pin: Box<dyn PageSource>) -> Result<PagesRead> {
         let (page_size, pages) = pin.size();
         self.header.page_size = page_size;
-        let scratch = scratch_in(&self.pending);
-        let mut interior = InteriorPages::new(page_size, &scratch)?;
-        let mut open = self.start_object(page_size)?;
         if u64::from(pages) * page_size.bytes() as u64 > OBJECT_BYTES {
             pin.let_go();
         }
-        let per_object = self.pages_per_object(page_size);
+        let mut reading = Reading {
+            pin,
+            page: vec![0; page_size.bytes()],
+            interior: InteriorPages::new(page_size, &scratch_in(&self.pending))?,
+            open: self.start_object(page_size)?,
+            stored: 0,
+            reused: false,
+            sqlite_version: 0,
+        };
+        let (per_object, at_once) = (
+            self.pages_per_object(page_size),
+            READ_AT_ONCE / page_size.get(),
+        );
         let mut compared = Compared::default();
-        let mut page = vec![0; page_size.bytes()];
-        let (mut parts, mut stored, mut reused) = (Vec::new(), 0, false);
-        for number in 1..=pages {
-            let pgno = Pgno::new(number).expect("pages count from 1");
-            self.check_wanted()?;
-            pin.read(pgno, &mut page)?;
-            interior.offer(pgno, &page)?;
-            if pgno == Pgno::FIRST {
-                self.header.sqlite_version =
-                    u32::from_be_bytes([page[96], page[97], page[98], page[99]]);
+        let mut parts = Vec::new();
+        let mut read = 0;
+        while read < pages {
+            let room = u32::try_from(per_object - reading.stored).unwrap_or(u32::MAX);
+            let numbers = read + 1..=read + at_once.min(pages - read).min(room);
+            let before = std::mem::replace(&mut read, *numbers.end());
+            let known = compared.hashes(&mut self.known, numbers.clone()).await?;
+            reading = blocking(move || reading.read(numbers, &known)).await?;
+            if reading.stored == per_object && read < pages {
+                let next = self.start_object(page_size)?;
+                let full = std::mem::replace(&mut reading.open, next);
+                parts.push(self.store_part(full).await?);
+                reading.stored = 0;
             }
-            if compared.is_known(&mut self.known, runtime, pgno, &page)? {
-                reused = true;
-            } else {
-                open.writer.push(pgno, &page)?;
-                stored += 1;
-            }
-            if stored == per_object && number < pages {
-                let full = std::mem::replace(&mut open, self.start_object(page_size)?);
-                parts.push(self.store_part(full, runtime)?);
-                stored = 0;
-            }
-            if number.is_multiple_of(LOGGED_PAGES) {
+            if before / LOGGED_PAGES != read / LOGGED_PAGES {
                 tracing::info!(
                     generation = %self.header.generation,
-                    "first snapshot: {number} of {pages} pages read"
+                    "first snapshot: {read} of {pages} pages read"
                 );
             }
         }
-        let exact = pin.is_exact();
+        self.header.sqlite_version = reading.sqlite_version;
         Ok(PagesRead {
             job: self,
-            open,
+            open: reading.open,
             parts,
-            interior,
+            interior: reading.interior,
             page_size,
             pages,
-            exact,
-            reused,
+            exact: reading.pin.is_exact(),
+            reused: reading.reused,
         })
-    }
-
-    fn check_wanted(&self) -> Result<()> {
-        match self.cancelled.load(Ordering::Relaxed) {
-            true => Err(Error::conflict(
-                "the generation ended while it was being made",
-            )),
-            false => Ok(()),
-        }
     }
 
     /// At most what an object may hold, and no more than a quarter of the room on the local disk,
@@ -187,7 +212,7 @@ impl FirstSnapshot {
         })
     }
 
-    fn store_part(&self, full: OpenObject, runtime: &Handle) -> Result<StoredPart> {
+    async fn store_part(&self, full: OpenObject) -> Result<StoredPart> {
         let OpenObject { id, writer, file } = full;
         let first = writer.stored().first().expect("a part holds pages").first;
         let header = Header {
@@ -195,19 +220,20 @@ impl FirstSnapshot {
             object_id: id,
             ..self.header.clone()
         };
-        let (out, written) = writer.finish_part(&header)?;
-        sync(out, &file)?;
+        let (generation, since) = (header.generation, header.since);
+        let (written, file) = blocking(move || {
+            let (out, written) = writer.finish_part(&header)?;
+            sync(out, &file)?;
+            Ok((written, file))
+        })
+        .await?;
         let object = ObjectKey::Part {
-            since: header.since,
+            since,
             first,
             hash8: written.hash.hash8(),
         };
-        let key = Key {
-            generation: header.generation,
-            object,
-        }
-        .to_string();
-        runtime.block_on(self.put(&key, &file, &written.hash))?;
+        let key = Key { generation, object }.to_string();
+        self.put(&key, &file, &written.hash).await?;
         Ok(StoredPart {
             key,
             length: written.length,
@@ -218,17 +244,18 @@ impl FirstSnapshot {
     /// Stores an object; for as long as the store or its disk refuses, tries again, since what was
     /// read to make it would have to be read again.
     async fn put(&self, key: &str, file: &Path, hash: &ObjectHash) -> Result<()> {
-        let mut pause = Duration::from_millis(500);
+        let mut backoff = Backoff::default();
         loop {
-            self.check_wanted()?;
             match put::put_object(&*self.store, key, file, hash).await {
-                Err(e) if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Disk) => {
+                Ok(Stored::Now(_) | Stored::Before) => return Ok(()),
+                Ok(Stored::Taken) => return Err(put::taken(&*self.store, key)),
+                Err(e) if will_pass(e.kind()) => {
+                    let pause = backoff.pause();
                     tracing::warn!("{e}; trying again in {pause:?}");
+                    tokio::time::sleep(pause).await;
                 }
-                done => return done,
+                Err(e) => return Err(e),
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(30));
         }
     }
 }
@@ -370,33 +397,46 @@ struct Compared {
 }
 
 impl Compared {
-    fn is_known(
+    /// The hashes of these pages, as far as the replica has them.
+    async fn hashes(
         &mut self,
         known: &mut KnownPages,
-        runtime: &Handle,
-        pgno: Pgno,
-        page: &[u8],
-    ) -> Result<bool> {
+        numbers: RangeInclusive<u32>,
+    ) -> Result<Vec<Option<PageHash>>> {
+        let mut hashes = Vec::with_capacity(numbers.clone().count());
+        for number in numbers {
+            let pgno = Pgno::new(number).expect("pages count from 1");
+            hashes.push(self.hash(known, pgno).await?);
+        }
+        Ok(hashes)
+    }
+
+    async fn hash(&mut self, known: &mut KnownPages, pgno: Pgno) -> Result<Option<PageHash>> {
         let leaf = (pgno.get() - 1) / LEAF_PAGES;
         if self.leaf != Some(leaf) {
-            self.runs = runtime.block_on(known.leaf(leaf))?.0.runs;
+            self.runs = known.leaf(leaf).await?.0.runs;
             (self.leaf, self.current) = (Some(leaf), None);
         }
         let holds = |run: &Run| run.first <= pgno && pgno.get() - run.first.get() < run.count;
         if !self.current.as_ref().is_some_and(|(run, _)| holds(run)) {
             let next = self.runs.partition_point(|run| run.first <= pgno);
             let Some(run) = next.checked_sub(1).map(|at| self.runs[at]).filter(holds) else {
-                return Ok(false);
+                return Ok(None);
             };
-            let hashes = runtime.block_on(known.hashes(&run))?;
-            self.current = Some((run, hashes));
+            self.current = Some((run, known.hashes(&run).await?));
         }
         let (run, hashes) = self.current.as_ref().expect("found or fetched just now");
         let at = (pgno.get() - run.first.get()) as usize;
-        Ok(hashes
-            .get(at)
-            .is_some_and(|hash| *hash == PageHash::of(page)))
+        Ok(hashes.get(at).copied())
     }
+}
+
+/// What the store or its disk refuses now it may take later.
+fn will_pass(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Unavailable | ErrorKind::Disk | ErrorKind::Refused
+    )
 }
 
 /// After the put: a map is only as good as what it points into.

@@ -1,13 +1,20 @@
-//! What a replica held before this daemon came: which database, and up to where.
+//! What a replica holds, as its writer needs to know: which database, up to where, and who wrote
+//! what is not ours.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::claim::Claim;
-use crate::format::container::{Kind, Parent, SectionKind};
-use crate::format::ids::{DatabaseId, Timestamp, Txid};
-use crate::format::segment::decode_timeline_section;
+use crate::format::container::{Header, Kind, Parent, SectionKind};
+use crate::format::ids::{DatabaseId, GenerationId, Timestamp, Txid, WriterId};
+use crate::format::key::{GENERATIONS, Key, ObjectKey, generation_prefix};
+use crate::format::segment::{TimelineEntry, decode_timeline_section};
+use crate::replicate::writers::{Ending, Found, Inside};
 use crate::storage::catalog::{Catalog, GenerationListing, SegmentListing};
 use crate::storage::object::{StoredObject, get_exactly};
 use crate::storage::{Listed, Store, refuse_foreign};
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+/// Footers that are read at once.
+const PARALLEL: usize = 8;
 
 /// The past of a replica.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,9 +63,67 @@ pub async fn database_id(store: &dyn Store, catalog: &Catalog) -> Result<Option<
     Ok(None)
 }
 
-async fn read_claim(store: &dyn Store, claim: &Listed) -> Result<Claim> {
+/// Reads a claim that was listed.
+///
+/// # Errors
+/// `Corrupt`; `Invalid` for a later version; `NotFound`, `Unavailable`, `Disk`.
+pub async fn read_claim(store: &dyn Store, claim: &Listed) -> Result<Claim> {
     let bytes = get_exactly(store, &claim.key, 0, claim.size).await?;
     Claim::decode(&bytes).map_err(|e| e.context(format!("read {}/{}", store.location(), claim.key)))
+}
+
+/// The claim of a generation, and how it is listed. `None` if there is none, or none that can be
+/// read.
+///
+/// # Errors
+/// `Unavailable`, `Disk`.
+pub async fn claim_of(
+    store: &dyn Store,
+    generation: GenerationId,
+) -> Result<Option<(Claim, Listed)>> {
+    let object = ObjectKey::Claim;
+    let key = Key { generation, object }.to_string();
+    let listed = store.list(&key, None).await?;
+    let Some(listed) = listed.into_iter().find(|listed| listed.key == key) else {
+        return Ok(None);
+    };
+    let claim = readable(read_claim(store, &listed).await)?;
+    Ok(claim.map(|claim| (claim, listed)))
+}
+
+/// The generations of a replica, ascending.
+///
+/// # Errors
+/// `Unavailable`, `Disk`.
+pub async fn generations(store: &dyn Store) -> Result<Vec<GenerationId>> {
+    let names = store.list_folder(GENERATIONS).await?;
+    let parsed = names
+        .iter()
+        .filter_map(|name| name.strip_suffix('/')?.parse().ok());
+    Ok(parsed.collect())
+}
+
+/// True if nothing but a claim is stored for a generation.
+///
+/// # Errors
+/// `Unavailable`, `Disk`.
+pub async fn is_bare(store: &dyn Store, generation: GenerationId) -> Result<bool> {
+    let names = store.list_folder(&generation_prefix(generation)).await?;
+    Ok(names == ["claim"])
+}
+
+/// The newest claim of a writer.
+///
+/// # Errors
+/// `Unavailable`, `Disk`.
+pub async fn claim_of_writer(store: &dyn Store, writer: WriterId) -> Result<Option<Claim>> {
+    for generation in generations(store).await?.into_iter().rev() {
+        let claim = claim_of(store, generation).await?;
+        if let Some((claim, _)) = claim.filter(|(claim, _)| claim.writer_id == writer) {
+            return Ok(Some(claim));
+        }
+    }
+    Ok(None)
 }
 
 /// The last transaction of a generation, if it has a snapshot.
@@ -72,17 +137,68 @@ async fn last_transaction(
     let mut segments: Vec<&SegmentListing> = listing.segments.iter().collect();
     segments.sort_by_key(|segment| (segment.first, segment.last));
     for segment in segments.into_iter().rev() {
-        if let Some(last) = intact(end_of(store, segment).await)? {
+        if let Some(inside) = intact(read_inside(store, &segment.object).await)? {
+            let last = (inside.ending.txid, inside.ending.time);
             return Ok(Some(last.max((snapshot.txid, snapshot.time))));
         }
     }
     Ok(Some((snapshot.txid, snapshot.time)))
 }
 
-/// The last transaction of a segment.
-async fn end_of(store: &dyn Store, segment: &SegmentListing) -> Result<(Txid, Timestamp)> {
-    let Listed { key, size, .. } = &segment.object;
-    let object = StoredObject::open(store, key, *size).await?;
+/// The segments of a generation that end last, the newest first, at most `count`.
+///
+/// # Errors
+/// `NotFound` if one was deleted since the listing; `Unavailable`, `Disk`.
+pub async fn last_segments(
+    store: &dyn Store,
+    listing: &GenerationListing,
+    count: usize,
+) -> Result<Vec<Found>> {
+    let mut segments: Vec<&SegmentListing> = listing.segments.iter().collect();
+    // The last transaction of the newest upload stands in its footer only.
+    segments.sort_by_key(|segment| (segment.last.unwrap_or(segment.first), segment.level));
+    let wanted = segments.into_iter().rev().take(count);
+    let objects: Vec<Listed> = wanted.map(|segment| segment.object.clone()).collect();
+    let mut found = read_segments(store, &objects).await?;
+    found.sort_by_key(|segment| std::cmp::Reverse(segment.last));
+    Ok(found)
+}
+
+/// What these segments are, in the same order; keys that are no segment's are left out.
+///
+/// # Errors
+/// `NotFound` if one was deleted since the listing; `Unavailable`, `Disk`.
+pub async fn read_segments(store: &dyn Store, objects: &[Listed]) -> Result<Vec<Found>> {
+    let reads = objects.iter().filter_map(|object| {
+        let (level, first, last) = match Key::parse(&object.key)?.object {
+            ObjectKey::Upload { first } => (0, first, None),
+            ObjectKey::Merged {
+                level, first, last, ..
+            } => (level, first, Some(last)),
+            _ => return None,
+        };
+        Some(async move {
+            let inside = readable(read_inside(store, object).await)?;
+            let ends = inside.as_ref().map(|inside| inside.ending.txid);
+            Ok(Found {
+                key: object.key.clone(),
+                level,
+                first,
+                last: last.or(ends).unwrap_or(first),
+                inside,
+            })
+        })
+    });
+    stream::iter(reads.collect::<Vec<_>>())
+        .buffered(PARALLEL)
+        .try_collect()
+        .await
+}
+
+/// What the footer and the timeline of a segment say.
+async fn read_inside(store: &dyn Store, listed: &Listed) -> Result<Inside> {
+    let key = &listed.key;
+    let object = StoredObject::open(store, key, listed.size).await?;
     let header = &object.footer.header;
     let named = |e: Error| e.context(format!("read {}/{key}", store.location()));
     if header.kind != Kind::Segment {
@@ -96,7 +212,70 @@ async fn end_of(store: &dyn Store, segment: &SegmentListing) -> Result<(Txid, Ti
     let last = timeline
         .last()
         .ok_or_else(|| named(Error::corrupt("it has no transaction")))?;
-    Ok((last.txid, last.time))
+    let hash = object.footer.hash;
+    Ok(Inside {
+        hash,
+        previous: header.previous,
+        hands_on: match header.level {
+            0 => hash,
+            _ => header.last_input,
+        },
+        writer: header.writer_id,
+        ending: ending(header, last),
+    })
+}
+
+/// The state that a generation starts from, for one that has no segment yet, as a segment that ends
+/// there. Empty if it cannot be read.
+///
+/// # Errors
+/// `NotFound` if the snapshot was deleted since the listing; `Unavailable`, `Disk`.
+pub async fn first_state(
+    store: &dyn Store,
+    listing: &GenerationListing,
+    claim: &Claim,
+    claim_object: &Listed,
+) -> Result<Vec<Found>> {
+    let Some(snapshot) = listing.snapshots.first() else {
+        return Ok(Vec::new());
+    };
+    let read = async {
+        let object = StoredObject::open(store, &snapshot.object.key, snapshot.object.size).await?;
+        let section = object.section(store, SectionKind::Timeline).await?;
+        let header = object.footer.header;
+        let timeline = decode_timeline_section(&header, &section)?;
+        Ok((header, timeline))
+    };
+    let Some((header, timeline)) = readable(read.await)? else {
+        return Ok(Vec::new());
+    };
+    let hash = claim.hash();
+    let inside = timeline.last().map(|last| Inside {
+        hash,
+        previous: hash,
+        hands_on: hash,
+        writer: claim.writer_id,
+        ending: ending(&header, last),
+    });
+    Ok(vec![Found {
+        key: claim_object.key.clone(),
+        level: 0,
+        first: snapshot.txid,
+        last: snapshot.txid,
+        inside,
+    }])
+}
+
+fn ending(header: &Header, last: &TimelineEntry) -> Ending {
+    Ending {
+        txid: last.txid,
+        time: last.time,
+        upper_bound: last.upper_bound,
+        pages: last.pages,
+        end: header.end,
+        page_size: header.page_size,
+        sqlite_version: header.sqlite_version,
+    }
 }
 
 /// What is damaged is as if it were not there.
@@ -105,6 +284,18 @@ fn intact<T>(read: Result<T>) -> Result<Option<T>> {
         Ok(value) => Ok(Some(value)),
         Err(e) if e.kind() == ErrorKind::Corrupt => {
             tracing::warn!("going on from what lies before it: {e}");
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// What is damaged or of a later version is not readable.
+fn readable<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Invalid) => {
+            tracing::warn!("{e}");
             Ok(None)
         }
         Err(e) => Err(e),

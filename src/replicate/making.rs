@@ -4,7 +4,6 @@
 use crate::error::{Error, Result};
 use crate::format::ids::{Txid, WalEnd};
 use crate::format::segment::TimelineEntry;
-use crate::replicate::blocking;
 use crate::replicate::first::{FirstSnapshot, PagesRead, ValidFrom};
 use crate::replicate::source::{PageSource, Source};
 use crate::replicate::spool::{Spool, SpooledCommit, Tip};
@@ -26,8 +25,7 @@ pub(super) struct Making {
 impl Making {
     pub(super) async fn make(self, job: FirstSnapshot, pin: Box<dyn PageSource>) -> Result<Txid> {
         let (end, begins_there) = (pin.end(), pin.seq() == self.generation.base);
-        let runtime = tokio::runtime::Handle::current();
-        let read = blocking(move || job.read(pin, &runtime)).await?;
+        let read = job.read(pin).await?;
         let base = self.generation.base;
         let valid_from = if begins_there && read.exact {
             self.at_base(&read, end)

@@ -1,6 +1,7 @@
 //! From a live database to a replica: WAL capture into the spool, upload, first snapshots.
 
 pub mod act;
+mod backoff;
 pub mod budget;
 mod connection;
 mod copy;
@@ -25,6 +26,7 @@ pub mod spool;
 pub mod state;
 pub mod upload;
 mod wake;
+pub mod writers;
 
 #[cfg(test)]
 mod tests;

@@ -2,31 +2,44 @@
 //! somebody else's object.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::ids::ObjectHash;
+use crate::format::ids::{ObjectHash, Timestamp};
 use crate::storage::object::StoredObject;
 use crate::storage::{Body, Put, Store};
 use bytes::Bytes;
 use std::path::Path;
 
+/// What came of a put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// The object is stored; when, by the clock of the store, if it says so.
+    Now(Option<Timestamp>),
+    /// It was stored before: a lost reply.
+    Before,
+    /// Another object has the key.
+    Taken,
+}
+
 /// Stores the encoded object in `file`, whose hash is `hash`.
 ///
 /// # Errors
-/// `Conflict` if another object has the key; what the store says.
+/// What the store says.
 pub async fn put_object(
     store: &dyn Store,
     key: &str,
     file: &Path,
     hash: &ObjectHash,
-) -> Result<()> {
+) -> Result<Stored> {
     match store.put(key, Body::File(file.to_owned())).await? {
-        Put::Created { .. } => Ok(()),
+        Put::Created { date } => Ok(Stored::Now(date)),
         Put::Exists => {
             let size = stored_size(store, key).await?;
-            let found = StoredObject::open(store, key, size).await;
-            match found {
-                Ok(object) if object.footer.hash == *hash => Ok(()),
-                Ok(_) => Err(taken(store, key)),
-                Err(e) if e.kind() == ErrorKind::Corrupt => Err(taken(store, key).because(e)),
+            match StoredObject::open(store, key, size).await {
+                Ok(object) if object.footer.hash == *hash => Ok(Stored::Before),
+                Ok(_) => Ok(Stored::Taken),
+                Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Invalid) => {
+                    tracing::warn!("{e}");
+                    Ok(Stored::Taken)
+                }
                 Err(e) => Err(e),
             }
         }
@@ -36,16 +49,16 @@ pub async fn put_object(
 /// Stores a small object that is told by its bytes alone.
 ///
 /// # Errors
-/// As [`put_object`].
-pub async fn put_bytes(store: &dyn Store, key: &str, bytes: Bytes) -> Result<()> {
+/// What the store says.
+pub async fn put_bytes(store: &dyn Store, key: &str, bytes: Bytes) -> Result<Stored> {
     match store.put(key, Body::Bytes(bytes.clone())).await? {
-        Put::Created { .. } => Ok(()),
+        Put::Created { date } => Ok(Stored::Now(date)),
         Put::Exists => {
             let size = stored_size(store, key).await?;
             if size == bytes.len() as u64 && store.get_range(key, 0, size).await? == bytes {
-                Ok(())
+                Ok(Stored::Before)
             } else {
-                Err(taken(store, key))
+                Ok(Stored::Taken)
             }
         }
     }
@@ -65,7 +78,8 @@ async fn stored_size(store: &dyn Store, key: &str) -> Result<u64> {
         })
 }
 
-fn taken(store: &dyn Store, key: &str) -> Error {
+/// Another writer has the key of an object whose name cannot be another's.
+pub fn taken(store: &dyn Store, key: &str) -> Error {
     Error::conflict(format!(
         "put {}/{key}: another writer stored an object there",
         store.location()

@@ -23,11 +23,13 @@ use crate::format::ids::{PageSize, Pgno, Timestamp, WalEnd};
 use crate::format::wal::{FRAME_HEADER_BYTES, FrameHeader, WordOrder, frame_bytes};
 use crate::replicate::budget::{Budget, Share};
 use crate::replicate::spool::log::{RECORD_BYTES, Record};
-use crate::replicate::spool::read::{behind, damaged, read_batch, read_header, read_logs, verify};
+use crate::replicate::spool::read::{
+    behind, damaged, find_ends, read_batch, read_header, read_logs, verify,
+};
 use crate::replicate::spool::writer::Writer;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
@@ -123,6 +125,8 @@ pub struct Position {
 pub struct RunStart {
     /// Random.
     pub token: u64,
+    /// Its base has this number, or a greater one.
+    pub base: u64,
     /// The page size of the database.
     pub page_size: PageSize,
     /// The database size, pages.
@@ -327,6 +331,31 @@ impl Spool {
         read_batch(&found, file, after, max_bytes).map(Some)
     }
 
+    /// Where SQLite's WAL stood at these ends, if that was in this run and is still known: the
+    /// number of the commit before each. An empty WAL looks like any other empty one, and is never
+    /// found.
+    ///
+    /// # Errors
+    /// `Disk`; `NotFound` if the spool can no longer be read whole.
+    pub fn seqs(&self, run: u64, ends: &[WalEnd]) -> Result<HashMap<WalEnd, u64>> {
+        let logs: Vec<Log> = {
+            let logs = self.logs();
+            logs.iter()
+                .filter(|log| log.run.id == run)
+                .cloned()
+                .collect()
+        };
+        let ends: Vec<WalEnd> = ends.iter().copied().filter(|end| end.frame > 0).collect();
+        let mut found = HashMap::new();
+        for log in logs.iter().rev() {
+            if ends.iter().all(|end| found.contains_key(end)) {
+                break;
+            }
+            find_ends(log, &ends, &mut found)?;
+        }
+        Ok(found)
+    }
+
     /// What every replica has up to `seq` may go. Never waits for the capture.
     ///
     /// # Errors
@@ -404,9 +433,9 @@ impl Spool {
             Some(writer) => {
                 writer.check()?;
                 writer.assert_nothing_pending();
-                (writer.run.id, writer.acknowledged + 1)
+                (writer.run.id, start.base.max(writer.acknowledged + 1))
             }
-            None => (0, 0),
+            None => (0, start.base),
         };
         let run = RunInfo {
             id: last_run + 1,

@@ -6,7 +6,9 @@
 use crate::error::{Error, Result};
 use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid};
+use crate::format::key::{Key, ObjectKey};
 use crate::replicate::spool::{RunInfo, SpooledCommit};
+use crate::replicate::writers::{Ending, Fencing, Inside, Known};
 use crate::storage::durable;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -38,12 +40,56 @@ pub struct GenerationState {
     pub last_key: String,
     /// SQLITE_VERSION_NUMBER of the application as page 1 last showed it; 0 where unknown.
     pub sqlite_version: u32,
+    /// Whether the store keeps two writers apart.
+    #[serde(default)]
+    pub fencing: Fencing,
 }
 
 impl GenerationState {
     /// The last stored `seq`; the base if no commit is stored.
     pub fn sent_seq(&self) -> u64 {
         self.sent.map_or(self.base, |commit| commit.seq)
+    }
+
+    /// The last stored txid.
+    pub fn sent_txid(&self) -> Txid {
+        self.txid(self.sent_seq())
+    }
+
+    /// Our position, and the hash of what waits to be stored behind it.
+    pub fn known(&self, waiting: Option<ObjectHash>) -> Known {
+        Known {
+            next: self.sent_txid().next(),
+            base: self.base,
+            last_hash: self.last_hash,
+            waiting,
+        }
+    }
+
+    /// Goes on behind a stored segment of our own commits.
+    pub fn adopt(&mut self, key: String, inside: &Inside) {
+        let ending = &inside.ending;
+        self.sent = Some(ending.commit(self.base));
+        (self.last_hash, self.last_key) = (inside.hands_on, key);
+        self.sqlite_version = ending.sqlite_version;
+    }
+
+    /// After which key to list the segments, so that the listing shows the last one of ours and all
+    /// that stands behind it.
+    pub fn list_after(&self) -> Option<String> {
+        let object = match Key::parse(&self.last_key)?.object {
+            ObjectKey::Upload { first } => ObjectKey::Upload { first },
+            // The merged ones are listed behind all uploads.
+            ObjectKey::Merged { last, .. } => ObjectKey::Upload { first: last },
+            _ => return None,
+        };
+        let key = Key {
+            generation: self.id,
+            object,
+        }
+        .to_string();
+        // Just before the key itself.
+        key.strip_suffix(".wal").map(str::to_owned)
     }
 
     /// The number of a commit in this generation.
@@ -60,7 +106,7 @@ impl GenerationState {
     pub fn as_parent(&self) -> Parent {
         Parent {
             generation: self.id,
-            txid: self.txid(self.sent_seq()),
+            txid: self.sent_txid(),
         }
     }
 
@@ -121,6 +167,65 @@ impl GenerationState {
     }
 }
 
+impl Ending {
+    /// The commit in the spool that it is, in a generation that starts from `base`.
+    pub fn commit(&self, base: u64) -> SpooledCommit {
+        SpooledCommit {
+            seq: base + self.txid.get() - 1,
+            time: self.time,
+            upper_bound: self.upper_bound,
+            pages: self.pages,
+            frames: 0,
+            end: self.end,
+        }
+    }
+}
+
+/// The generations that this daemon and those before it began, in a file of their own: noted before
+/// their claims are stored, so that none of them is ever taken for another writer's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Begun(Vec<GenerationId>);
+
+impl Begun {
+    /// So many are remembered.
+    const MAX: usize = 64;
+
+    /// Reads the file at `path`, if there is one.
+    ///
+    /// # Errors
+    /// `Disk`, `Corrupt`.
+    pub fn load(path: &Path) -> Result<Self> {
+        let Some(bytes) = durable::read_if_there(path)? else {
+            return Ok(Self::default());
+        };
+        serde_json::from_slice(&bytes).map_err(|e| {
+            let path = path.display();
+            Error::corrupt(format!(
+                "read {path}: not a list of generations (remove it)"
+            ))
+            .because(e)
+        })
+    }
+
+    /// Notes a generation that is about to begin, durably.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub fn note(&mut self, generation: GenerationId, path: &Path) -> Result<()> {
+        self.0.push(generation);
+        let forgotten = self.0.len().saturating_sub(Self::MAX);
+        self.0.drain(..forgotten);
+        let bytes = serde_json::to_vec(self).expect("plain data has a JSON form");
+        durable::replace_file(path, &bytes)
+    }
+
+    /// Whether it was begun here.
+    pub fn contains(&self, generation: GenerationId) -> bool {
+        self.0.contains(&generation)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +271,7 @@ mod tests {
             last_hash: ObjectHash([0; 32]),
             last_key: String::new(),
             sqlite_version: 0,
+            fencing: Fencing::PutIfAbsent,
         }
     }
 
@@ -204,6 +310,53 @@ mod tests {
         let error = GenerationState::load(&path).unwrap_err().to_string();
         assert!(
             error.contains("move it away to start a new generation"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_state_of_an_earlier_version_knows_nothing_of_fencing() {
+        let mut old = serde_json::to_value(state()).unwrap();
+        old.as_object_mut().unwrap().remove("fencing");
+        let read: GenerationState = serde_json::from_value(old).unwrap();
+        assert_eq!(read.fencing, Fencing::Unknown);
+    }
+
+    #[test]
+    fn a_listing_begins_with_our_last_segment() {
+        let mut state = state();
+        let prefix = "generations/00000001-00000002";
+        for (last_key, after) in [
+            ("claim", None),
+            ("wal/0/0000000000000004.wal", Some("wal/0/0000000000000004")),
+            (
+                "wal/1/0000000000000002-0000000000000041-20261120T174512.345678Z-00000001.wal",
+                Some("wal/0/0000000000000041"),
+            ),
+        ] {
+            state.last_key = format!("{prefix}/{last_key}");
+            assert_eq!(
+                state.list_after(),
+                after.map(|key| format!("{prefix}/{key}"))
+            );
+        }
+    }
+
+    #[test]
+    fn the_last_generations_that_were_begun_are_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("begun.json");
+        let id = |ordinal| GenerationId { ordinal, random: 1 };
+        let mut begun = Begun::load(&path).unwrap();
+        for ordinal in 1..=Begun::MAX as u32 + 2 {
+            begun.note(id(ordinal), &path).unwrap();
+        }
+        assert_eq!(Begun::load(&path).unwrap(), begun);
+        assert!(begun.contains(id(3)) && !begun.contains(id(2)));
+        std::fs::write(&path, "?").unwrap();
+        let error = Begun::load(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("not a list of generations (remove it)"),
             "{error}"
         );
     }

@@ -86,6 +86,7 @@ impl Live {
         let before_began = Timestamp::from_micros(began.micros() - 1);
         let run = self.context.spool.begin_run(RunStart {
             token: u64::from_le_bytes(self.context.environment.draw()?),
+            base: 0,
             page_size,
             pages,
             end,

@@ -3,11 +3,11 @@
 //! A commit is believed only if all its frames chain from where its record says to where it says.
 
 use crate::error::{Error, Result};
-use crate::format::ids::PageSize;
+use crate::format::ids::{PageSize, WalEnd};
 use crate::format::wal::{Chain, FRAME_HEADER_BYTES, FrameHeader, WordOrder, frame_bytes};
 use crate::replicate::spool::log::{HEADER_BYTES_MAX, LogHeader, RECORD_BYTES, Record};
 use crate::replicate::spool::{Batch, Log, Position, RunInfo};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -172,6 +172,51 @@ pub(super) fn read_batch(log: &Log, file: Arc<File>, after: u64, max_bytes: u64)
         path: log.path.clone(),
         offset: end,
     })
+}
+
+/// Notes the numbers of those commits of a file behind which the WAL stood at one of these ends,
+/// and of the state that the file starts from.
+pub(super) fn find_ends(
+    log: &Log,
+    ends: &[WalEnd],
+    found: &mut HashMap<WalEnd, u64>,
+) -> Result<()> {
+    let file = match File::open(&log.path) {
+        Ok(file) => file,
+        // Released meanwhile.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => {
+            return Err(Error::disk(
+                format!("open spool file {}", log.path.display()),
+                e,
+            ));
+        }
+    };
+    let header = read_header(&log.path, &file)?.0;
+    let mut note = |end: WalEnd, seq: u64| {
+        if ends.contains(&end) {
+            found.insert(end, seq);
+        }
+    };
+    note(header.end, header.after);
+    let frame_bytes = frame_bytes(log.run.page_size) as u64;
+    let mut end = log.length;
+    for seq in (log.after + 1..=log.last).rev() {
+        let at = end.checked_sub(RECORD_BYTES as u64);
+        let record = at
+            .map(|at| read_record(&log.path, &file, at))
+            .transpose()?
+            .flatten();
+        let Some((record, at)) = record
+            .zip(at)
+            .filter(|(record, _)| record.commit.seq == seq)
+        else {
+            return Err(damaged(&log.path, end, "no commit record where one was"));
+        };
+        note(record.commit.end, seq);
+        end = at.saturating_sub(u64::from(record.commit.frames) * frame_bytes);
+    }
+    Ok(())
 }
 
 fn read_record(path: &Path, file: &File, offset: u64) -> Result<Option<Record>> {

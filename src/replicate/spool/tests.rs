@@ -64,6 +64,7 @@ fn begin(spool: &Spool) -> Maker {
     spool
         .begin_run(RunStart {
             token: 1,
+            base: 0,
             page_size: SIZE,
             pages: 9,
             end: WalEnd {
@@ -433,4 +434,57 @@ fn a_file_that_is_no_log_names_itself_and_the_remedy() {
     let mut bytes = good.clone();
     bytes[30] ^= 1;
     check(&bytes, "its header has a wrong checksum");
+}
+
+#[test]
+fn an_end_of_the_wal_is_found_where_it_was_in_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
+    let mut maker = begin(&spool);
+    let mut ends = vec![maker.end];
+    for _ in 0..3 {
+        maker.commit(&spool, &[1, 2]);
+        ends.push(maker.end);
+    }
+    spool.sync().unwrap();
+    let other = WalEnd {
+        checksum: [1, 2],
+        ..maker.end
+    };
+    ends.push(other);
+    let seqs = |spool: &Spool, run| {
+        let found = spool.seqs(run, &ends).unwrap();
+        ends.iter()
+            .map(|end| found.get(end).copied())
+            .collect::<Vec<_>>()
+    };
+    let expect = [Some(0), Some(1), Some(2), Some(3), None];
+    assert_eq!(seqs(&spool, 1), expect);
+    drop(spool);
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
+    assert_eq!(seqs(&spool, 1), expect);
+    begin(&spool);
+    assert_eq!(seqs(&spool, 2), [Some(4), None, None, None, None]);
+}
+
+#[test]
+fn an_empty_wal_is_no_place_that_could_be_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(dir.path(), Arc::default()).unwrap();
+    let empty = WalEnd::default();
+    spool
+        .begin_run(RunStart {
+            token: 1,
+            base: 7,
+            page_size: SIZE,
+            pages: 9,
+            end: empty,
+            order: WordOrder::Little,
+            after: Timestamp::from_micros(1000),
+            began: Timestamp::from_micros(1001),
+            reason: "a test".into(),
+        })
+        .unwrap();
+    assert_eq!(spool.position().unwrap().seq, 7);
+    assert!(spool.seqs(1, &[empty]).unwrap().is_empty());
 }

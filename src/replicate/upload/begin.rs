@@ -1,0 +1,287 @@
+//! Begins a generation: its claim, and its first snapshot in the background.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::claim::Claim;
+use crate::format::container::{Header, Kind, Parent};
+use crate::format::ids::{DatabaseId, GenerationId, Timestamp, Txid};
+use crate::format::key::{GENERATIONS, Key, ObjectKey};
+use crate::replicate::blocking;
+use crate::replicate::decide::{clock_stepped_back, stamp};
+use crate::replicate::first::FirstSnapshot;
+use crate::replicate::history::Past;
+use crate::replicate::known::{self, KnownPages};
+use crate::replicate::making::Making;
+use crate::replicate::put::{self, Stored};
+use crate::replicate::source::PageSource;
+use crate::replicate::spool::Tip;
+use crate::replicate::state::GenerationState;
+use crate::replicate::upload::hurry;
+use crate::replicate::upload::task::Task;
+use crate::replicate::writers::Fencing;
+use crate::storage::catalog::Catalog;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::Instrument;
+
+/// When a first snapshot that could not begin is tried again.
+const FIRST_AGAIN: Duration = Duration::from_millis(500);
+
+/// What the replica held before a generation begins.
+pub(super) struct Survey {
+    pub(super) catalog: Catalog,
+    past: Past,
+    database_id: DatabaseId,
+    /// Where another writer went on from what we had, if that is known without a state.
+    pub(super) shared: Option<(Parent, Timestamp)>,
+}
+
+impl Task {
+    /// Looks at all that the replica holds.
+    ///
+    /// # Errors
+    /// `Invalid` if that is another database's, or another tool's.
+    pub(super) async fn survey(&mut self) -> Result<Survey> {
+        let catalog = Catalog::new(self.store.list(GENERATIONS, None).await?);
+        let past = Past::find(&*self.store, &catalog).await?;
+        self.answered(None);
+        let (identity, location) = (self.identity.clone(), self.store.location().to_owned());
+        let found = past.database_id;
+        let database_id = blocking(move || identity.decide(found, &location)).await?;
+        Ok(Survey {
+            catalog,
+            past,
+            database_id,
+            shared: None,
+        })
+    }
+
+    /// Begins a generation on the database as it is now.
+    pub(super) async fn begin(
+        &mut self,
+        tip: Tip,
+        reason: Option<String>,
+        survey: Survey,
+    ) -> Result<()> {
+        // What is committed from here on must stay in the spool for us.
+        self.needs_after(tip.seq);
+        let pin = self.source.snapshot_pin().await?;
+        let run = self
+            .spool
+            .runs()
+            .into_iter()
+            .find(|run| run.id == pin.run());
+        let token = run.as_ref().map_or(0, |run| run.token);
+        let reason = reason.or(run.map(|run| run.reason)).unwrap_or_default();
+        let claim = self.claim(&survey, reason)?;
+        self.note_begun(claim.generation).await?;
+        let key = Key {
+            generation: claim.generation,
+            object: ObjectKey::Claim,
+        }
+        .to_string();
+        let bytes = bytes::Bytes::from(claim.encode());
+        match put::put_bytes(&*self.store, &key, bytes.clone()).await? {
+            Stored::Now(date) => self.answered(date),
+            Stored::Before => self.answered(None),
+            Stored::Taken => return Err(put::taken(&*self.store, &key)),
+        }
+        tracing::info!(generation = %claim.generation, "new generation: {}", claim.reason);
+        self.sent.send_replace(None);
+        self.state = Some(GenerationState {
+            id: claim.generation,
+            run: pin.run(),
+            token,
+            base: pin.seq(),
+            parent: claim.parent.map(|parent| (parent.generation, parent.txid)),
+            started: claim.started,
+            last_hash: claim.hash(),
+            reason: claim.reason,
+            complete: None,
+            sent: None,
+            last_key: key.clone(),
+            sqlite_version: 0,
+            fencing: Fencing::Unknown,
+        });
+        self.save().await?;
+        (self.previous, self.ended) = (None, None);
+        (self.waiting, self.take_over) = (None, false);
+        self.forget_segments().await?;
+        let second = put::put_bytes(&*self.store, &key, bytes).await?;
+        self.fenced_by(&second).await?;
+        // Another daemon may have begun one at the same time.
+        self.look_above().await?;
+        self.resumed = true;
+        self.read_first_snapshot(pin, &survey.catalog).await
+    }
+
+    /// Remembers that a generation is ours, before anybody can see it.
+    async fn note_begun(&mut self, generation: GenerationId) -> Result<()> {
+        let (mut begun, path) = (
+            std::mem::take(&mut self.begun),
+            self.settings.directory.join("begun.json"),
+        );
+        let noted = blocking(move || {
+            let noted = begun.note(generation, &path);
+            Ok((begun, noted))
+        })
+        .await?;
+        self.begun = noted.0;
+        noted.1
+    }
+
+    /// What the next generation says of itself: a name above all that are listed, and where it goes
+    /// on from.
+    fn claim(&self, survey: &Survey, reason: String) -> Result<Claim> {
+        let parent = match &self.previous {
+            Some(previous) => Some((previous.as_parent(), previous.last_time())),
+            None => survey.shared.or(survey.past.newest),
+        };
+        let now = self.environment.now();
+        let started = match parent {
+            Some((_, time)) if !clock_stepped_back(now, time) => stamp(now, time),
+            _ => now,
+        };
+        let ordinal = survey.catalog.highest_ordinal().checked_add(1);
+        let ordinal = ordinal.ok_or_else(|| {
+            Error::invalid(format!(
+                "{} has used up its ordinals",
+                self.store.location()
+            ))
+        })?;
+        Ok(Claim {
+            generation: GenerationId {
+                ordinal,
+                random: u32::from_be_bytes(self.environment.draw()?),
+            },
+            database_id: survey.database_id,
+            writer_id: self.identity.writer,
+            parent: parent.map(|(parent, _)| parent),
+            host: self.identity.host.clone(),
+            path: self.identity.database.clone(),
+            started,
+            reason,
+        })
+    }
+
+    /// When the run ended and all its commits are sent, the next generation begins.
+    pub(super) async fn end_generation(&mut self, tip: Tip) -> Result<()> {
+        let (run, sent) = (self.state().run, self.state().sent_seq());
+        // The generation may follow a run that began after this look at the tip.
+        if tip.run <= run {
+            return Ok(());
+        }
+        let spool = self.spool.clone();
+        let more = match blocking(move || spool.batch(run, sent, 1)).await {
+            Ok(batch) => batch.is_some(),
+            Err(e) if e.kind() == ErrorKind::NotFound => false,
+            Err(e) => return Err(e),
+        };
+        if more {
+            return Ok(());
+        }
+        let survey = self.survey().await?;
+        self.drop_generation();
+        self.begin(tip, None, survey).await
+    }
+
+    /// When a generation above all is wanted, and all that was captured before is sent, it begins.
+    pub(super) async fn take_over(&mut self, tip: Tip) -> Result<()> {
+        let state = self.state();
+        if !self.take_over || (state.run, state.sent_seq()) < (tip.run, tip.seq) {
+            return Ok(());
+        }
+        let survey = self.survey().await?;
+        self.drop_generation();
+        let reason = "this daemon was told to take over".to_owned();
+        self.begin(tip, Some(reason), survey).await
+    }
+
+    pub(super) fn drop_generation(&mut self) {
+        self.cancel_first_snapshot();
+        self.previous = self.state.take().or(self.previous.take());
+    }
+
+    pub(super) fn cancel_first_snapshot(&mut self) {
+        if let Some(first) = self.first.take() {
+            first.abort();
+        }
+    }
+
+    /// Restarts the first snapshot if the generation lacks it and none is being made. Why that is
+    /// not possible at the moment, if so.
+    pub(super) async fn make_first_snapshot(&mut self) -> Result<Option<String>> {
+        let state = self.state();
+        let run_goes_on = self.tip.borrow().is_some_and(|tip| tip.run == state.run);
+        let is_early = self.first_again.is_some_and(|again| again > Instant::now());
+        if state.complete.is_some() || self.first.is_some() || !run_goes_on || is_early {
+            return Ok(None);
+        }
+        let catalog = Catalog::new(self.store.list(GENERATIONS, None).await?);
+        if let Some(txid) = known::complete_snapshot(&*self.store, &catalog, state.id).await? {
+            // Stored by an earlier run of the daemon, which was killed before it could note that.
+            self.first_snapshot_ended(Ok(txid)).await?;
+            return Ok(None);
+        }
+        match self.source.snapshot_pin().await {
+            Ok(pin) => {
+                self.first_again = None;
+                self.read_first_snapshot(pin, &catalog).await?;
+                Ok(None)
+            }
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.first_again = Some(Instant::now() + FIRST_AGAIN);
+                Ok(Some(e.to_string()))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Reads and stores the first snapshot in the background.
+    async fn read_first_snapshot(
+        &mut self,
+        pin: Box<dyn PageSource>,
+        catalog: &Catalog,
+    ) -> Result<()> {
+        let page_size = pin.size().0;
+        let state = self.state();
+        let job = FirstSnapshot {
+            store: self.store.clone(),
+            pending: self.pending.clone(),
+            environment: self.environment.clone(),
+            header: Header {
+                sqlite_version: state.sqlite_version,
+                ..self.header(Kind::Snapshot, page_size)
+            },
+            known: KnownPages::load(self.store.clone(), catalog, page_size).await?,
+        };
+        let urgent = self.hurry.clone();
+        let making = Making {
+            source: self.source.clone(),
+            sent: self.sent.subscribe(),
+            hurry: Box::new(move |seq| hurry(&urgent, seq)),
+            tip: self.tip.clone(),
+            spool: self.spool.clone(),
+            generation: state.clone(),
+        };
+        self.first = Some(tokio::spawn(making.make(job, pin).in_current_span()));
+        Ok(())
+    }
+
+    pub(super) async fn first_snapshot_ended(&mut self, result: Result<Txid>) -> Result<()> {
+        match result {
+            Ok(txid) => {
+                let state = self.state.as_mut().expect("begun before");
+                state.complete = Some(txid);
+                let generation = state.id;
+                tracing::info!(%generation, %txid, "first snapshot stored");
+                self.save().await
+            }
+            // The run ended under it; so does the generation when all its commits are sent.
+            Err(e) if e.kind() == ErrorKind::Conflict => {
+                tracing::warn!("first snapshot given up: {e}");
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+}

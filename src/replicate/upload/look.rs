@@ -1,0 +1,319 @@
+//! What others stored behind our position, and above our generation.
+//!
+//! Requests: a look behind our position is one LIST, and so is one above our generation (but for
+//! what is new there). What is found is read, and judged in [`crate::replicate::writers`].
+
+use crate::error::{Error, Result};
+use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid, WalEnd};
+use crate::format::key::{Key, ObjectKey, generation_prefix, segments_prefix};
+use crate::replicate::blocking;
+use crate::replicate::history;
+use crate::replicate::upload::send::Encoded;
+use crate::replicate::upload::task::Task;
+use crate::replicate::writers::{
+    self, Fencing, Found, Higher, Inside, Verdict, superseded_sentence, writer_of,
+};
+use crate::storage::Listed;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// Segments whose footers are read before those behind them.
+const READ_AT_ONCE: usize = 16;
+
+/// What a look behind our position came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Looked {
+    /// Nobody else is in the generation.
+    Clear,
+    /// The state was wrong, and is another one now: whoever looked begins again.
+    Anew,
+}
+
+impl Task {
+    /// Whether another writer may have come since the store last answered.
+    pub(super) fn must_look(&self) -> bool {
+        let (uptime, clock) = ((self.environment.uptime)(), self.environment.now());
+        let is_long_ago = |contact: writers::Contact| contact.was_long_ago(uptime, clock);
+        self.state().fencing == Fencing::None || self.contact.is_none_or(is_long_ago)
+    }
+
+    /// Whether a pause that we did not see may lie before an answer with this date.
+    pub(super) fn is_doubtful(&self, date: Timestamp) -> bool {
+        let uptime = (self.environment.uptime)();
+        self.contact
+            .is_none_or(|contact| contact.is_doubtful(date, uptime))
+    }
+
+    /// Lists what stands behind our position, and goes on behind what is ours. `waiting` is the
+    /// hash of the object that is to be stored next.
+    ///
+    /// # Errors
+    /// `Conflict` if another writer is in the generation.
+    pub(super) async fn look(&mut self, waiting: Option<ObjectHash>) -> Result<Looked> {
+        loop {
+            let listed = self.list_behind().await?;
+            let found = self.read_found(&listed, waiting).await?;
+            let verdict = self.judge(&found, waiting).await?;
+            let (Verdict::GoOn { adopted } | Verdict::NewGeneration { adopted, .. }) = &verdict;
+            for &index in adopted {
+                self.adopt(&found[index], waiting).await?;
+            }
+            match verdict {
+                Verdict::GoOn { adopted } if adopted.is_empty() => return Ok(Looked::Clear),
+                Verdict::GoOn { .. } => {}
+                Verdict::NewGeneration { other, .. } => {
+                    let why = self.foreign(&found[other]).await?;
+                    // It may be that our state is too old, not that another one wrote.
+                    return match self.adopt_newest().await? {
+                        true => Ok(Looked::Anew),
+                        false => Err(why),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Our last segment and what stands behind it.
+    async fn list_behind(&mut self) -> Result<Vec<Listed>> {
+        let state = self.state();
+        let prefix = segments_prefix(state.id);
+        let listed = self
+            .store
+            .list(&prefix, state.list_after().as_deref())
+            .await?;
+        self.answered(None);
+        let state = self.state();
+        let last = state.sent_txid();
+        let holds_last = |listed: &Listed| match Key::parse(&listed.key).map(|key| key.object) {
+            Some(ObjectKey::Merged {
+                first, last: end, ..
+            }) => first <= last && last <= end,
+            _ => listed.key == state.last_key,
+        };
+        if last > Txid::FIRST && !listed.iter().any(holds_last) {
+            return Err(self.gone(&state.last_key));
+        }
+        Ok(listed)
+    }
+
+    /// Reads what may hold the transactions behind our position, up to the first upload that is not
+    /// ours.
+    async fn read_found(
+        &self,
+        listed: &[Listed],
+        waiting: Option<ObjectHash>,
+    ) -> Result<Vec<Found>> {
+        let state = self.state();
+        let next = state.sent_txid().next();
+        let (mut uploads, mut merged) = (Vec::new(), Vec::new());
+        for listed in listed.iter().filter(|listed| listed.key != state.last_key) {
+            match Key::parse(&listed.key).map(|key| key.object) {
+                Some(ObjectKey::Upload { .. }) => uploads.push(listed.clone()),
+                Some(ObjectKey::Merged { last, .. }) if last >= next => merged.push(listed.clone()),
+                _ => {}
+            }
+        }
+        let mut found = history::read_segments(&*self.store, &merged).await?;
+        for uploads in uploads.chunks(READ_AT_ONCE) {
+            let read = history::read_segments(&*self.store, uploads).await?;
+            let chain = self.chain(state.run, &read).await?;
+            let is_ours = |inside: &Inside| {
+                waiting == Some(inside.hash) || chain.contains_key(&inside.ending.end)
+            };
+            let all_ours = read
+                .iter()
+                .all(|segment| segment.inside.as_ref().is_some_and(is_ours));
+            found.extend(read);
+            if !all_ours {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where the ends of segments lie on our chain.
+    pub(super) async fn chain(&self, run: u64, found: &[Found]) -> Result<HashMap<WalEnd, u64>> {
+        let insides = found.iter().filter_map(|segment| segment.inside.as_ref());
+        let ends: Vec<WalEnd> = insides.map(|inside| inside.ending.end).collect();
+        if ends.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let spool = self.spool.clone();
+        blocking(move || spool.seqs(run, &ends)).await
+    }
+
+    async fn judge(&self, found: &[Found], waiting: Option<ObjectHash>) -> Result<Verdict> {
+        let state = self.state();
+        let known = state.known(waiting);
+        let chain = self.chain(state.run, found).await?;
+        let verdict = writers::judge(&known, found, &|end| chain.get(end).copied());
+        let goes_on = self.tip.borrow().is_some_and(|tip| tip.run == state.run);
+        if matches!(verdict, Verdict::GoOn { .. }) || !goes_on {
+            return Ok(verdict);
+        }
+        // What we have not captured yet may be ours all the same.
+        self.source.barrier().await?;
+        let chain = self.chain(state.run, found).await?;
+        Ok(writers::judge(&known, found, &|end| {
+            chain.get(end).copied()
+        }))
+    }
+
+    /// Goes on behind a segment that holds our own commits.
+    async fn adopt(&mut self, found: &Found, waiting: Option<ObjectHash>) -> Result<()> {
+        let inside = found.inside.as_ref().expect("judged by what it says");
+        let state = self.state();
+        let file = self.segment_file(state.id, found.first);
+        if waiting == Some(inside.hash) {
+            let last = inside.ending.commit(state.base);
+            let encoded = Encoded {
+                first: found.first,
+                file,
+                hash: inside.hash,
+                last,
+                sqlite_version: inside.ending.sqlite_version,
+            };
+            return self.segment_is_stored(found.key.clone(), encoded).await;
+        }
+        tracing::warn!(
+            "{}/{} holds what was captured here: going on behind txid {}",
+            self.store.location(),
+            found.key,
+            found.last
+        );
+        let state = self.state.as_mut().expect("begun before");
+        state.adopt(found.key.clone(), inside);
+        let sent = state.sent;
+        self.save().await?;
+        self.sent.send_replace(sent);
+        self.forget_segments().await
+    }
+
+    /// Another object has the key of one of ours.
+    pub(super) async fn look_at_taken(&mut self, key: &str, hash: ObjectHash) -> Result<()> {
+        let before = (self.state().id, self.state().sent_txid());
+        self.look(Some(hash)).await?;
+        if before != (self.state().id, self.state().sent_txid()) {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!(
+            "put {}/{key}: the store says that it exists and does not list it",
+            self.store.location()
+        )))
+    }
+
+    /// Looks whether anybody else wrote while a machine that was paused thought that no time had
+    /// passed: its put may have succeeded only because the name was free again.
+    pub(super) async fn look_behind_put(&mut self, key: &str) -> Result<()> {
+        let listed = self.list_behind().await?;
+        let others: Vec<Listed> = listed
+            .into_iter()
+            .filter(|listed| listed.key != key)
+            .collect();
+        let found = self.read_found(&others, None).await?;
+        match found.first() {
+            None => Ok(()),
+            Some(other) => Err(self.foreign(other).await?),
+        }
+    }
+
+    /// The sentence about a segment that another writer stored.
+    async fn foreign(&self, other: &Found) -> Result<Error> {
+        let who = match &other.inside {
+            None => "nobody knows whose it is, for it cannot be read".to_owned(),
+            Some(inside) if inside.writer == self.identity.writer => {
+                "a copy of this machine wrote it".to_owned()
+            }
+            Some(inside) => match history::claim_of_writer(&*self.store, inside.writer).await? {
+                Some(claim) => format!("{} wrote it", writer_of(&claim)),
+                None => format!("writer {} wrote it, and has no claim", inside.writer),
+            },
+        };
+        let state = self.state();
+        Ok(Error::conflict(format!(
+            "{}/{} is not of this daemon's making: {who}; both share generation {} up to txid {}",
+            self.store.location(),
+            other.key,
+            state.id,
+            state.sent_txid()
+        )))
+    }
+
+    /// Whether the replica still holds what the generation stands on. Somebody may have emptied it.
+    pub(super) async fn check_presence(&self) -> Result<()> {
+        let state = self.state();
+        let names = self.store.list_folder(&generation_prefix(state.id)).await?;
+        let has = |name: &str| names.iter().any(|found| found == name);
+        let claim = Key {
+            generation: state.id,
+            object: ObjectKey::Claim,
+        };
+        if !has("claim") {
+            return Err(self.gone(&claim.to_string()));
+        }
+        if state.complete.is_some() && !has("snapshots/") {
+            return Err(Error::conflict(format!(
+                "{} lost the first snapshot of generation {}",
+                self.store.location(),
+                state.id
+            )));
+        }
+        Ok(())
+    }
+
+    fn gone(&self, key: &str) -> Error {
+        Error::conflict(format!(
+            "{}/{key} is gone: somebody removed what the replica held",
+            self.store.location()
+        ))
+    }
+
+    /// Finds out whether another writer's generation is above ours, and says so.
+    pub(super) async fn look_above(&mut self) -> Result<()> {
+        let ours = self.state().id;
+        let names = history::generations(&*self.store).await?;
+        let mut higher = BTreeMap::new();
+        for generation in names.into_iter().filter(|&generation| generation > ours) {
+            let known = self.higher.remove(&generation);
+            higher.insert(generation, self.read_higher(generation, known).await?);
+        }
+        let all: Vec<Higher> = higher.values().cloned().collect();
+        self.higher = higher;
+        let sentence = writers::superseded(&all).map(|other| superseded_sentence(ours, other));
+        if sentence != self.superseded {
+            match &sentence {
+                Some(sentence) => tracing::error!("{sentence}"),
+                None => tracing::info!("no generation of another writer is above {ours} any more"),
+            }
+            self.superseded = sentence;
+        }
+        Ok(())
+    }
+
+    /// Reads what is not known yet of a generation above ours.
+    async fn read_higher(&self, generation: GenerationId, known: Option<Higher>) -> Result<Higher> {
+        if let Some(known) = known.filter(|known| known.is_ours || known.bare_for.is_none()) {
+            return Ok(known);
+        }
+        let is_ours = self.begun.contains(generation);
+        let mut higher = Higher {
+            generation,
+            is_ours,
+            claim: None,
+            bare_for: None,
+        };
+        if is_ours {
+            return Ok(higher);
+        }
+        let is_bare = history::is_bare(&*self.store, generation).await?;
+        if let Some((claim, listed)) = history::claim_of(&*self.store, generation).await? {
+            let now = self.contact.and_then(|contact| contact.date);
+            let now = now.map_or_else(|| self.environment.now(), |(date, _)| date);
+            let age = now.micros().saturating_sub(listed.modified.micros());
+            let age = Duration::from_micros(u64::try_from(age).unwrap_or(0));
+            higher.bare_for = is_bare.then_some(age);
+            higher.claim = Some(claim);
+        }
+        Ok(higher)
+    }
+}

@@ -1,0 +1,279 @@
+//! Goes on in a generation after a start or a failure: with a state, once the replica is found to
+//! be as the state says; without one, in the generation whose end lies on our chain.
+
+use crate::error::Result;
+use crate::format::container::Parent;
+use crate::format::ids::{GenerationId, Timestamp, Txid};
+use crate::format::key::generation_prefix;
+use crate::replicate::decide::clock_stepped_back;
+use crate::replicate::history;
+use crate::replicate::known;
+use crate::replicate::sent::SentSegment;
+use crate::replicate::spool::{RunInfo, Tip};
+use crate::replicate::state::GenerationState;
+use crate::replicate::upload::look::Looked;
+use crate::replicate::upload::send::Encoded;
+use crate::replicate::upload::task::Task;
+use crate::replicate::writers::{Fencing, Found, Resumption, resume_from};
+use crate::replicate::{blocking, put};
+use crate::storage::catalog::{Catalog, GenerationListing};
+
+/// Generations that are looked at, the highest first, for one that is ours.
+const GENERATIONS_TRIED: usize = 32;
+
+/// Segments of which one has the last end: the newest upload, and a merged one beside it.
+const LAST_SEGMENTS: usize = 2;
+
+/// Segments whose ends are looked for on our chain, to find out where another writer went on.
+const ENDS_TRIED: usize = 64;
+
+/// Uploads of others that began so long ago will not end.
+const UNFINISHED_MICROS: i64 = 7 * 24 * 3600 * 1_000_000;
+
+impl Task {
+    /// After a start: sends the object that waited, and looks whether anybody else wrote here. If
+    /// `resumed` is not set then, the state was replaced, and this is done again.
+    pub(super) async fn resume(&mut self) -> Result<()> {
+        let tip = *self.tip.borrow();
+        let is_ours = self
+            .state()
+            .check_spool(&self.spool.runs(), tip.map_or(0, |tip| tip.seq));
+        if let Err(why) = is_ours {
+            return match self.adopt_newest().await? {
+                true => Ok(()),
+                false => Err(why),
+            };
+        }
+        self.needs_after(self.state().sent_seq());
+        self.sent.send_replace(self.state().sent);
+        self.check_presence().await?;
+        if self.send_what_waited().await? == Looked::Anew {
+            return Ok(());
+        }
+        if self.state().fencing == Fencing::Unknown {
+            self.probe().await?;
+        }
+        self.look_above().await?;
+        self.give_up_unfinished().await;
+        self.resumed = true;
+        Ok(())
+    }
+
+    /// Stores the object that an earlier run was about to store, unless it is stored by now.
+    async fn send_what_waited(&mut self) -> Result<Looked> {
+        let state = self.state();
+        let first = state.sent_txid().next();
+        let file = self.segment_file(state.id, first);
+        let (pending, key, hash) = (
+            self.pending.clone(),
+            state.last_key.clone(),
+            state.last_hash,
+        );
+        let mut recent = std::mem::take(&mut self.recent);
+        let path = file.clone();
+        let (recent, waiting) = blocking(move || {
+            recent.load(&pending, key, &hash)?;
+            Ok((recent, SentSegment::read(&path)?))
+        })
+        .await?;
+        self.recent = recent;
+        let hash = waiting.as_ref().map(|waiting| waiting.footer.hash);
+        let looked = self.look(hash).await?;
+        let is_due = looked == Looked::Clear && self.state().sent_txid().next() == first;
+        if let Some(waiting) = waiting.filter(|_| is_due) {
+            let encoded = Encoded {
+                first,
+                file,
+                hash: waiting.footer.hash,
+                last: waiting.last_commit(self.state().base),
+                sqlite_version: waiting.footer.header.sqlite_version,
+            };
+            self.store_segment(encoded).await?;
+        }
+        Ok(looked)
+    }
+
+    /// Puts the generation's claim once more: a store that takes it overwrites what is there.
+    pub(super) async fn probe(&mut self) -> Result<()> {
+        let id = self.state().id;
+        let Some((claim, listed)) = history::claim_of(&*self.store, id).await? else {
+            return Ok(());
+        };
+        let put = put::put_bytes(&*self.store, &listed.key, claim.encode().into()).await?;
+        self.fenced_by(&put).await
+    }
+
+    /// Notes what the second put of a claim came to.
+    pub(super) async fn fenced_by(&mut self, second: &put::Stored) -> Result<()> {
+        let fencing = match second {
+            put::Stored::Now(_) => Fencing::None,
+            put::Stored::Before | put::Stored::Taken => Fencing::PutIfAbsent,
+        };
+        if fencing == Fencing::None {
+            tracing::error!(
+                "fencing: none: {} overwrites objects that a put must not overwrite (it ignores \
+                 If-None-Match); two daemons on it are told apart only by listing it before each \
+                 upload",
+                self.store.location()
+            );
+        }
+        let state = self.state.as_mut().expect("begun before");
+        state.fencing = fencing;
+        self.save().await
+    }
+
+    /// Once after a start: gives up the uploads that nobody will end. They only take room, so a
+    /// failure can wait for the next start.
+    async fn give_up_unfinished(&mut self) {
+        if std::mem::replace(&mut self.cleaned, true) {
+            return;
+        }
+        let now = self.environment.now();
+        let old = Timestamp::from_micros(now.micros() - UNFINISHED_MICROS);
+        let ours = generation_prefix(self.state().id);
+        for (prefix, before) in [(ours.as_str(), now), ("", old)] {
+            match self.store.abort_unfinished(prefix, before).await {
+                Ok(0) => {}
+                Ok(count) => tracing::info!("{count} unfinished uploads of {prefix:?} given up"),
+                Err(e) => tracing::warn!("unfinished uploads stay in the store: {e}"),
+            }
+        }
+    }
+
+    /// The first thing that is done with a replica that has no state here.
+    pub(super) async fn begin_or_adopt(&mut self, tip: Tip) -> Result<()> {
+        let mut survey = self.survey().await?;
+        if self.adopt_from(&survey.catalog).await? {
+            return Ok(());
+        }
+        survey.shared = self.shared_with(&survey.catalog).await?;
+        self.begin(tip, None, survey).await
+    }
+
+    /// Goes on in the generation whose end lies on our chain, if there is one: whatever our state
+    /// says, it is ours.
+    pub(super) async fn adopt_newest(&mut self) -> Result<bool> {
+        let survey = self.survey().await?;
+        self.adopt_from(&survey.catalog).await
+    }
+
+    /// Makes the highest generation ours that has a complete snapshot and whose end lies on our
+    /// chain.
+    async fn adopt_from(&mut self, catalog: &Catalog) -> Result<bool> {
+        if catalog.generations.values().all(|g| g.snapshots.is_empty()) {
+            return Ok(false);
+        }
+        // What is not captured yet may be what makes it ours.
+        self.source.barrier().await?;
+        for (&id, listing) in catalog.generations.iter().rev().take(GENERATIONS_TRIED) {
+            let complete = known::complete_snapshot(&*self.store, catalog, id).await?;
+            if let Some(complete) = complete
+                && let Some(state) = self.as_ours(id, listing, complete).await?
+            {
+                self.adopt_state(state).await?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The state of a generation, if its end lies on our chain.
+    async fn as_ours(
+        &self,
+        id: GenerationId,
+        listing: &GenerationListing,
+        complete: Txid,
+    ) -> Result<Option<GenerationState>> {
+        let Some(run) = self.newest_run() else {
+            return Ok(None);
+        };
+        let Some((claim, listed)) = history::claim_of(&*self.store, id).await? else {
+            return Ok(None);
+        };
+        let found = match listing.segments.is_empty() {
+            false => history::last_segments(&*self.store, listing, LAST_SEGMENTS).await?,
+            true => history::first_state(&*self.store, listing, &claim, &listed).await?,
+        };
+        let Some((last, inside)) = found
+            .first()
+            .and_then(|last| Some((last, last.inside.as_ref()?)))
+        else {
+            return Ok(None);
+        };
+        let stepped_back = clock_stepped_back(self.environment.now(), inside.ending.time);
+        let ends = self.ends_on_chain(run.id, &found).await?;
+        let Resumption::Adopt(base) = resume_from(&ends, stepped_back) else {
+            return Ok(None);
+        };
+        let whole_from = listing
+            .snapshots
+            .last()
+            .map_or(complete, |newest| newest.txid);
+        if listing.cover(whole_from.next(), last.last).is_err() {
+            return Ok(None);
+        }
+        let known = self.state.as_ref().filter(|state| state.id == id);
+        Ok(Some(GenerationState {
+            id,
+            run: run.id,
+            token: run.token,
+            base,
+            parent: claim.parent.map(|parent| (parent.generation, parent.txid)),
+            started: claim.started,
+            reason: claim.reason,
+            complete: Some(complete),
+            sent: (last.last > Txid::FIRST).then(|| inside.ending.commit(base)),
+            last_hash: inside.hands_on,
+            last_key: last.key.clone(),
+            sqlite_version: inside.ending.sqlite_version,
+            fencing: known.map_or(Fencing::Unknown, |state| state.fencing),
+        }))
+    }
+
+    async fn adopt_state(&mut self, state: GenerationState) -> Result<()> {
+        tracing::warn!(
+            "the end of generation {} in {} is what was captured here: going on behind txid {}",
+            state.id,
+            self.store.location(),
+            state.sent_txid()
+        );
+        self.cancel_first_snapshot();
+        self.forget_segments().await?;
+        self.state = Some(state);
+        self.save().await?;
+        (self.previous, self.waiting, self.resumed) = (None, None, false);
+        Ok(())
+    }
+
+    /// Where another writer went on in the highest generation from what we had: the last end of a
+    /// segment on our chain, and its time.
+    async fn shared_with(&self, catalog: &Catalog) -> Result<Option<(Parent, Timestamp)>> {
+        let mut generations = catalog.generations.iter().rev();
+        let highest = generations.find(|(_, listing)| !listing.snapshots.is_empty());
+        let (Some((&generation, listing)), Some(run)) = (highest, self.newest_run()) else {
+            return Ok(None);
+        };
+        let found = history::last_segments(&*self.store, listing, ENDS_TRIED).await?;
+        let ends = self.ends_on_chain(run.id, &found).await?;
+        let Resumption::NewGeneration(Some(txid)) = resume_from(&ends, true) else {
+            return Ok(None);
+        };
+        let shared = found.iter().find(|segment| segment.last == txid);
+        let inside = shared.and_then(|segment| segment.inside.as_ref());
+        Ok(inside.map(|inside| (Parent { generation, txid }, inside.ending.time)))
+    }
+
+    async fn ends_on_chain(&self, run: u64, found: &[Found]) -> Result<Vec<(Txid, Option<u64>)>> {
+        let chain = self.chain(run, found).await?;
+        let seq = |segment: &Found| {
+            let inside = segment.inside.as_ref()?;
+            chain.get(&inside.ending.end).copied()
+        };
+        let ends = found.iter().map(|segment| (segment.last, seq(segment)));
+        Ok(ends.collect())
+    }
+
+    fn newest_run(&self) -> Option<RunInfo> {
+        self.spool.runs().pop()
+    }
+}

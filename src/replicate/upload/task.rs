@@ -1,0 +1,356 @@
+//! What an uploader does next, what becomes of what failed, and what it says of itself.
+
+use crate::config::Environment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::ids::{GenerationId, Timestamp, Txid};
+use crate::replicate::backoff::Backoff;
+use crate::replicate::blocking;
+use crate::replicate::identity::Identity;
+use crate::replicate::sent::Recent;
+use crate::replicate::source::Source;
+use crate::replicate::spool::{Spool, SpooledCommit, Tip};
+use crate::replicate::state::{Begun, GenerationState};
+use crate::replicate::upload::pace::{Sent, Waiting};
+use crate::replicate::upload::send::remove_leftovers;
+use crate::replicate::upload::{Status, UploadSettings, hurry};
+use crate::replicate::writers::{Contact, Fencing, Higher};
+use crate::storage::Store;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// So often an uploader looks at what the replica holds, and whether it is superseded.
+const LOOKED_UPLOADS: u64 = 64;
+
+/// What an uploader is started with.
+pub(super) struct Given {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) spool: Arc<Spool>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) settings: UploadSettings,
+    pub(super) environment: Environment,
+}
+
+/// An uploader at work.
+pub(super) struct Task {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) spool: Arc<Spool>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) settings: UploadSettings,
+    pub(super) environment: Environment,
+    /// Where objects wait until they are stored.
+    pub(super) pending: PathBuf,
+    pub(super) state: Option<GenerationState>,
+    /// The generation that ended, from which the next one goes on.
+    pub(super) previous: Option<GenerationState>,
+    /// Why the current generation cannot go on: another writer is in it, or the spool dropped what
+    /// it needed.
+    pub(super) ended: Option<Error>,
+    /// The generations that were begun here.
+    pub(super) begun: Begun,
+    pub(super) recent: Recent,
+    /// The first snapshot that is being made.
+    pub(super) first: Option<JoinHandle<Result<Txid>>>,
+    /// When to try again to make it.
+    pub(super) first_again: Option<Instant>,
+    /// The last commit that is stored, for whoever makes the first snapshot.
+    pub(super) sent: watch::Sender<Option<SpooledCommit>>,
+    pub(super) tip: watch::Receiver<Option<Tip>>,
+    pub(super) urgent: watch::Receiver<u64>,
+    pub(super) hurry: watch::Sender<u64>,
+    status: watch::Sender<Status>,
+    stop: watch::Receiver<bool>,
+    /// Since the last failure the replica was found as the state says.
+    pub(super) resumed: bool,
+    /// Since the start the replica has had us once: a refusal may pass.
+    pub(super) established: bool,
+    /// What earlier daemons left unfinished in the store was given up.
+    pub(super) cleaned: bool,
+    pub(super) waiting: Option<Waiting>,
+    /// The time of the oldest commit that is not durable.
+    pub(super) waiting_since: Option<Timestamp>,
+    /// When the store last answered.
+    pub(super) contact: Option<Contact>,
+    /// The generations above ours, as far as they were read.
+    pub(super) higher: BTreeMap<GenerationId, Higher>,
+    pub(super) superseded: Option<String>,
+    /// A generation above all is wanted.
+    pub(super) take_over: bool,
+    /// Segments stored since the start.
+    pub(super) uploads: u64,
+    durable: Option<u64>,
+}
+
+impl Task {
+    /// Reads what an earlier run left.
+    pub(super) fn new(
+        given: Given,
+        status: watch::Sender<Status>,
+        urgent: watch::Sender<u64>,
+        stop: watch::Receiver<bool>,
+    ) -> Result<Self> {
+        let Given {
+            store,
+            source,
+            spool,
+            identity,
+            settings,
+            environment,
+        } = given;
+        let pending = settings.directory.join("pending");
+        fs::create_dir_all(&pending)
+            .map_err(|e| Error::disk(format!("create {}", pending.display()), e))?;
+        remove_leftovers(&pending, false)?;
+        Ok(Self {
+            state: GenerationState::load(&settings.directory.join("state.json"))?,
+            begun: Begun::load(&settings.directory.join("begun.json"))?,
+            tip: spool.tip(),
+            take_over: settings.take_over,
+            store,
+            source,
+            spool,
+            identity,
+            settings,
+            environment,
+            pending,
+            previous: None,
+            ended: None,
+            recent: Recent::default(),
+            first: None,
+            first_again: None,
+            sent: watch::Sender::default(),
+            status,
+            urgent: urgent.subscribe(),
+            hurry: urgent,
+            stop,
+            resumed: false,
+            established: false,
+            cleaned: false,
+            waiting: None,
+            waiting_since: None,
+            contact: None,
+            higher: BTreeMap::new(),
+            superseded: None,
+            uploads: 0,
+            durable: None,
+        })
+    }
+
+    /// The generation that is written.
+    ///
+    /// # Panics
+    /// If none has begun.
+    pub(super) fn state(&self) -> &GenerationState {
+        self.state.as_ref().expect("begun before")
+    }
+
+    /// Stores what is known to be stored.
+    pub(super) async fn save(&self) -> Result<()> {
+        let (state, path) = (self.state().clone(), self.state_path());
+        blocking(move || state.save(&path)).await
+    }
+
+    fn state_path(&self) -> PathBuf {
+        self.settings.directory.join("state.json")
+    }
+
+    /// Works until it is stopped or what is wrong does not go away by itself. A stop drops the work
+    /// where it stands: each step is safe to be killed in, and a store that hangs must not hold up
+    /// the end.
+    pub(super) async fn run(&mut self) {
+        let mut stop = self.stop.clone();
+        let mut backoff = Backoff::default();
+        loop {
+            let worked = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                worked = self.work(&mut backoff) => worked,
+            };
+            let Err(error) = worked else { break };
+            if self.has_failed_with(error).await {
+                break;
+            }
+            let stopped = tokio::time::timeout(backoff.pause(), stop.wait_for(|stop| *stop)).await;
+            if stopped.is_ok() {
+                break;
+            }
+        }
+        self.cancel_first_snapshot();
+    }
+
+    /// Says what went wrong. True if it does not go away by itself.
+    async fn has_failed_with(&mut self, error: Error) -> bool {
+        tracing::error!("{error}");
+        let failed = match error.kind() {
+            ErrorKind::Corrupt | ErrorKind::Invalid => true,
+            // A store that has never had us will not; one that has may be mended.
+            ErrorKind::Refused => !self.established,
+            _ => false,
+        };
+        self.publish(Some(error.to_string()), failed.then_some(error.kind()));
+        match error.kind() {
+            ErrorKind::Conflict => self.ended = Some(error),
+            // What is durable is what the disk says.
+            ErrorKind::Disk => {
+                let path = self.state_path();
+                let read = blocking(move || GenerationState::load(&path)).await;
+                self.state = read.unwrap_or(self.state.take());
+            }
+            _ => {}
+        }
+        self.resumed = false;
+        failed
+    }
+
+    /// Follows the spool until something fails.
+    async fn work(&mut self, backoff: &mut Backoff) -> Result<()> {
+        loop {
+            let tip = *self.tip.borrow_and_update();
+            if let Some(tip) = tip {
+                self.go_on(tip).await?;
+                // Before all else: what is sent makes room in the spool, without which there may be
+                // no pin to read pages by.
+                self.send_what_is_due(tip).await?;
+                self.end_generation(tip).await?;
+                self.take_over(tip).await?;
+                let trouble = self.make_first_snapshot().await?;
+                *backoff = Backoff::default();
+                self.publish(trouble, None);
+            }
+            if let Some(result) = self.wait(tip).await {
+                self.first_snapshot_ended(result).await?;
+            }
+        }
+    }
+
+    /// Sees to it that there is a generation to write, and that the replica is as we know it.
+    async fn go_on(&mut self, tip: Tip) -> Result<()> {
+        if self.ended.is_some() || self.previous.is_some() {
+            let survey = self.survey().await?;
+            self.drop_generation();
+            let why = self.ended.as_ref().map(Error::to_string);
+            self.begin(tip, why, survey).await?;
+        }
+        if self.state.is_none() {
+            self.begin_or_adopt(tip).await?;
+        }
+        while !self.resumed {
+            self.resume().await?;
+        }
+        if self.take_over {
+            // What is captured by now belongs to the generation so far.
+            hurry(&self.hurry, tip.seq);
+        }
+        self.established = true;
+        Ok(())
+    }
+
+    /// Waits until there may be something to do. What became of the first snapshot, if it ended.
+    async fn wait(&mut self, tip: Option<Tip>) -> Option<Result<Txid>> {
+        let due = match (&self.state, tip, self.waiting) {
+            (Some(state), Some(tip), Some(waiting)) => {
+                let sent = self.progress(state);
+                Some(waiting.due(&tip, &sent, self.settings.sync_interval))
+            }
+            _ => None,
+        };
+        let until = due.into_iter().chain(self.first_again).min();
+        let timer = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        let first = async {
+            match self.first.as_mut() {
+                Some(first) => first.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = first => {
+                self.first = None;
+                Some(ended.unwrap_or_else(|e| {
+                    let ended = "the making of the first snapshot ended unexpectedly";
+                    Err(Error::new(ErrorKind::Disk, ended).because(e))
+                }))
+            }
+            _ = self.tip.changed() => None,
+            _ = self.urgent.changed() => None,
+            () = timer => None,
+        }
+    }
+
+    /// How far the generation is.
+    pub(super) fn progress(&self, state: &GenerationState) -> Sent {
+        Sent {
+            run: state.run,
+            seq: state.sent_seq(),
+            urgent: *self.urgent.borrow(),
+        }
+    }
+
+    /// After a number of uploads: looks at the store.
+    pub(super) async fn look_now_and_then(&mut self) -> Result<()> {
+        if self.uploads.is_multiple_of(LOOKED_UPLOADS) {
+            self.check_presence().await?;
+            self.look(None).await?;
+            self.look_above().await?;
+        }
+        Ok(())
+    }
+
+    /// The store answered; `date` is its own time, if it said so.
+    pub(super) fn answered(&mut self, date: Option<Timestamp>) {
+        let uptime = (self.environment.uptime)();
+        let last = self.contact.and_then(|contact| contact.date);
+        self.contact = Some(Contact {
+            uptime,
+            clock: self.environment.now(),
+            date: date.map(|date| (date, uptime)).or(last),
+        });
+    }
+
+    /// What comes after `seq` must stay in the spool for us.
+    pub(super) fn needs_after(&self, seq: u64) {
+        self.status.send_modify(|status| status.needs = Some(seq));
+    }
+
+    pub(super) fn publish(&mut self, trouble: Option<String>, failed: Option<ErrorKind>) {
+        let is_complete = |state: &&GenerationState| self.resumed && state.complete.is_some();
+        let complete = self.state.as_ref().filter(is_complete);
+        if let Some(state) = complete {
+            self.durable = self.durable.max(Some(state.sent_seq()));
+        }
+        let newest = complete.map(|state| (state.sent_txid(), state.last_time()));
+        let is_behind = match (complete, *self.tip.borrow()) {
+            (Some(state), Some(tip)) => (state.run, state.sent_seq()) < (tip.run, tip.seq),
+            (_, tip) => tip.is_some(),
+        };
+        let now = self.environment.now();
+        self.waiting_since = is_behind.then(|| self.waiting_since.unwrap_or(now));
+        let state = self.state.as_ref();
+        let before = self.status.borrow().clone();
+        let status = Status {
+            generation: state.map(|state| state.id),
+            durable: self.durable,
+            newest: newest.or(before.newest),
+            waiting_since: self.waiting_since,
+            needs: state.map(GenerationState::sent_seq).or(before.needs),
+            fencing: state.map_or(Fencing::Unknown, |state| state.fencing),
+            superseded: self.superseded.clone(),
+            trouble,
+            failed,
+        };
+        self.status.send_if_modified(|before| {
+            let changed = *before != status;
+            *before = status;
+            changed
+        });
+    }
+}
