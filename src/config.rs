@@ -170,7 +170,7 @@ pub fn format_duration(duration: Duration) -> String {
 pub fn format_size(bytes: u64) -> String {
     let whole = SIZES
         .iter()
-        .filter(|(_, factor)| bytes > 0 && bytes % factor == 0)
+        .filter(|(_, factor)| bytes > 0 && bytes.is_multiple_of(*factor))
         .max_by_key(|(_, factor)| factor);
     match whole {
         Some((unit, factor)) if *factor > 1 => format!("{}{unit}", bytes / factor),

@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Replicate(Replicate),
     /// Wait until everything committed by now is durable on the replicas
     Sync(Sync),
+    /// Say how a running `replicate` gets on
+    Status(Status),
     /// Show replicas as files: one for each moment of each database
     Mount(Mount),
     /// Write a database as it was to a new file
@@ -82,6 +84,18 @@ pub(crate) struct Sync {
     /// Where the spool of `replicate` lies [default: .<file>-sqlrepl beside the database]
     #[arg(long, value_name = "DIR")]
     pub(crate) meta_path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// The database file
+    pub(crate) database: PathBuf,
+    /// Where the spool of `replicate` lies [default: .<file>-sqlrepl beside the database]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) meta_path: Option<PathBuf>,
+    /// Print one JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod listings;
 mod mount;
 mod replicate;
 mod restore;
+mod status;
 mod sync;
 mod table;
 
@@ -51,6 +52,7 @@ fn run(command: args::Command) -> Result<()> {
         match command {
             args::Command::Replicate(args) => replicate::run(args).await,
             args::Command::Sync(args) => sync::run(args).await,
+            args::Command::Status(args) => status::run(args).await,
             args::Command::Mount(args) => mount::run(args).await,
             args::Command::Restore(args) => restore::run(args).await,
             args::Command::Generations(args) => listings::generations(args).await,

@@ -293,9 +293,10 @@ impl Database {
             None => DatabaseState::Capturing,
             Some(_) => DatabaseState::Interrupted,
         };
-        let mut status = DatabaseStatus::absent(&self.settings, state, trouble);
+        let mut status = DatabaseStatus::of_settings(&self.settings).with(state, trouble);
         status.spool_bytes = Some(self.spool.bytes());
-        status.last_commit = self.spool.position().map(|position| position.time);
+        let last = self.spool.position();
+        status.last_commit = last.map(|position| position.time.to_string());
         let wal = std::fs::metadata(wal_of(self.path()));
         status.wal_bytes = wal.ok().map(|wal| wal.len());
         for replica in &mut status.replicas {

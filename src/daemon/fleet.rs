@@ -89,7 +89,8 @@ impl Fleet {
     /// What is to be said of the database at this place.
     pub(super) fn status(&self, at: usize) -> DatabaseStatus {
         let member = &self.members[at];
-        let without = |state, trouble| DatabaseStatus::absent(&member.settings, state, trouble);
+        let without =
+            |state, trouble| DatabaseStatus::of_settings(&member.settings).with(state, trouble);
         match member.state() {
             State::Running(database) => database.status(),
             State::Starting => without(DatabaseState::Starting, None),

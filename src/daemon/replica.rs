@@ -135,12 +135,13 @@ fn not_durable(name: &str, status: &watch::Receiver<Status>, timeout: Duration) 
 /// The folder of a replica's state in the spool, told by where the replica lies: two servers may
 /// have buckets of one name.
 pub(super) fn folder_of(location: &Location) -> String {
-    let mut place = location.to_string();
-    if let Location::S3(s3) = location
-        && let Some(endpoint) = &s3.endpoint
-    {
-        place = format!("{place}?endpoint={endpoint}");
-    }
+    let place = match location {
+        Location::Directory(path) => path.display().to_string(),
+        Location::S3(s3) => match &s3.endpoint {
+            Some(endpoint) => format!("{}?endpoint={endpoint}", s3.url()),
+            None => s3.url(),
+        },
+    };
     blake3::hash(place.as_bytes()).to_hex()[..16].to_owned()
 }
 

@@ -1,7 +1,7 @@
 //! What a daemon says of its databases and their replicas: plain data that has a JSON form.
 
 use crate::config::settings::DatabaseSettings;
-use crate::format::ids::{GenerationId, Timestamp, Txid};
+use crate::format::ids::{GenerationId, Txid};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ pub struct DatabaseStatus {
     /// What is wrong with it, if something is: a sentence.
     pub trouble: Option<String>,
     /// When the last commit was captured.
-    pub last_commit: Option<Timestamp>,
+    pub last_commit: Option<String>,
     /// Bytes in its spool.
     pub spool_bytes: Option<u64>,
     /// Bytes of its `-wal` file.
@@ -62,7 +62,7 @@ pub struct ReplicaStatus {
     /// The newest durable restore point.
     pub txid: Option<Txid>,
     /// Its time.
-    pub time: Option<Timestamp>,
+    pub time: Option<String>,
     /// Commits in the spool that are not durable here.
     pub waiting_commits: Option<u64>,
     /// The age of the oldest commit that is not durable here; 0 if there is none.
@@ -86,12 +86,23 @@ pub enum ReplicaState {
 }
 
 impl DatabaseStatus {
-    /// A database that does not run.
-    pub fn absent(
-        settings: &DatabaseSettings,
-        state: DatabaseState,
-        trouble: Option<String>,
-    ) -> Self {
+    /// A database that no process replicates, as far as is known.
+    pub fn not_running(name: String, path: PathBuf, meta_path: PathBuf) -> Self {
+        Self {
+            name,
+            path,
+            meta_path,
+            state: DatabaseState::NotRunning,
+            trouble: None,
+            last_commit: None,
+            spool_bytes: None,
+            wal_bytes: None,
+            replicas: Vec::new(),
+        }
+    }
+
+    /// A database that does not run, with its replicas.
+    pub fn of_settings(settings: &DatabaseSettings) -> Self {
         let replicas = settings.replicas.iter().map(|replica| ReplicaStatus {
             name: replica.name.clone(),
             location: replica.location.to_string(),
@@ -103,16 +114,20 @@ impl DatabaseStatus {
             waiting_commits: None,
             lag_seconds: None,
         });
+        let (path, meta_path) = (&settings.capture.database, &settings.capture.meta_path);
         Self {
-            name: settings.name.clone(),
-            path: settings.capture.database.clone(),
-            meta_path: settings.capture.meta_path.clone(),
+            replicas: replicas.collect(),
+            ..Self::not_running(settings.name.clone(), path.clone(), meta_path.clone())
+        }
+    }
+
+    /// The same in another state.
+    #[must_use]
+    pub(super) fn with(self, state: DatabaseState, trouble: Option<String>) -> Self {
+        Self {
             state,
             trouble,
-            last_commit: None,
-            spool_bytes: None,
-            wal_bytes: None,
-            replicas: replicas.collect(),
+            ..self
         }
     }
 
