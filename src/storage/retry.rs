@@ -1,8 +1,10 @@
 //! A store that tries again what was `Unavailable`, and nothing else. The only place that retries.
 //!
-//! Each attempt has a deadline, and all attempts of a call together have one. Between two attempts
-//! lies a random wait of anything up to a bound that doubles ("full jitter"), so that a thousand
-//! databases do not come back to a store all at once.
+//! Each attempt has a deadline. Between two attempts lies a random wait of anything up to a bound
+//! that doubles ("full jitter"), so that a thousand databases do not come back to a store all at
+//! once; and beside it the time for which the store asked to be left alone. A call ends when its
+//! attempts have taken a few seconds: those who must not give up come back by themselves, and the
+//! others want to know.
 //!
 //! A put may be tried again because its body replays. If the store had stored it and only the reply
 //! was lost, the next attempt gives [`Put::Exists`]: whether what is there is ours, the caller must
@@ -28,21 +30,29 @@ pub struct RetrySettings {
     pub longest_wait: Duration,
     /// How long one attempt may take, in addition to the time that its bytes may take.
     pub attempt: Duration,
-    /// How long all attempts and waits may take, in addition to the time that the bytes may take.
+    /// How often a call is tried, however long it takes.
+    pub attempts: u64,
+    /// How long it is tried again beyond that, without the time for which the store asked to be
+    /// left alone.
     pub total: Duration,
     /// Bytes per second that a working store moves at least; at least 1. Puts and reads are given
     /// the time that their bytes take at this pace.
     pub slowest: u64,
+    /// How long a listing or a deletion may take in addition: nobody knows how many requests it is,
+    /// and the store has a deadline for each.
+    pub listing: Duration,
 }
 
 impl Default for RetrySettings {
     fn default() -> Self {
         Self {
-            first_wait: Duration::from_millis(100),
-            longest_wait: Duration::from_secs(5),
+            first_wait: Duration::from_millis(50),
+            longest_wait: Duration::from_secs(2),
             attempt: Duration::from_secs(10),
-            total: Duration::from_secs(30),
+            attempts: 3,
+            total: Duration::from_secs(4),
             slowest: 256 * 1024,
+            listing: Duration::from_secs(10 * 60),
         }
     }
 }
@@ -59,20 +69,18 @@ impl RetryStore {
         Arc::new(Self { inner, settings })
     }
 
-    /// Runs `attempt` until it gives anything else than `Unavailable`, or time is up. `doing` is
-    /// what is attempted, for messages; `bytes` is how many it moves.
-    async fn retry<T, F>(&self, doing: &str, bytes: u64, attempt: impl Fn() -> F) -> Result<T>
+    /// Runs `attempt` until it gives anything else than `Unavailable`, or patience ends. `doing` is
+    /// what is attempted, for messages; `more` is how long an attempt may take in addition.
+    async fn retry<T, F>(&self, doing: &str, more: Duration, attempt: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>> + Send,
     {
         let settings = &self.settings;
-        let moving = Duration::from_secs(bytes / settings.slowest.max(1));
-        let total = settings.total.saturating_add(moving);
+        let patience = settings.attempt.saturating_add(more);
         let start = Instant::now();
+        let mut left_alone = Duration::ZERO;
         let mut longest_wait = settings.first_wait.min(settings.longest_wait);
         for attempts in 1_u64.. {
-            let left = total.saturating_sub(start.elapsed());
-            let patience = settings.attempt.saturating_add(moving).min(left);
             let error = match timeout(patience, attempt()).await {
                 Ok(Err(e)) if e.kind() == ErrorKind::Unavailable => e,
                 Ok(result) => return result,
@@ -83,17 +91,27 @@ impl RetryStore {
                 )),
             };
             let wait = jitter(longest_wait);
-            if start.elapsed().saturating_add(wait) >= total {
+            let spent = start.elapsed().saturating_sub(left_alone) + wait;
+            if attempts >= settings.attempts && spent >= settings.total {
                 return Err(error.context(format_args!(
                     "gave up after {attempts} attempts in {:.1} s",
                     start.elapsed().as_secs_f64()
                 )));
             }
-            tracing::debug!(%error, attempts, ?wait, "trying again");
-            sleep(wait).await;
+            match attempts {
+                1 => tracing::warn!(%error, "trying again"),
+                _ => tracing::debug!(%error, attempts, "trying again"),
+            }
+            left_alone += error.wait();
+            sleep(wait + error.wait()).await;
             longest_wait = longest_wait.saturating_mul(2).min(settings.longest_wait);
         }
         unreachable!("nobody makes 2^64 attempts")
+    }
+
+    /// How long so many bytes may take.
+    fn moving(&self, bytes: u64) -> Duration {
+        Duration::from_secs(bytes / self.settings.slowest.max(1))
     }
 }
 
@@ -120,34 +138,38 @@ impl Store for RetryStore {
     async fn put(&self, key: &str, body: Body) -> Result<Put> {
         let length = body.length().await;
         let attempt = || self.inner.put(key, body.clone());
-        self.retry(&format!("put {key}"), length, attempt).await
+        let moving = self.moving(length);
+        self.retry(&format!("put {key}"), moving, attempt).await
     }
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes> {
         let attempt = || self.inner.get_range(key, offset, length);
-        self.retry(&format!("read {key}"), length, attempt).await
+        let moving = self.moving(length);
+        self.retry(&format!("read {key}"), moving, attempt).await
     }
 
     async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<Listed>> {
         let attempt = || self.inner.list(prefix, start_after);
-        self.retry(&format!("list {prefix:?}"), 0, attempt).await
+        let more = self.settings.listing;
+        self.retry(&format!("list {prefix:?}"), more, attempt).await
     }
 
     async fn list_folder(&self, prefix: &str) -> Result<Vec<String>> {
         let attempt = || self.inner.list_folder(prefix);
-        self.retry(&format!("list {prefix:?}"), 0, attempt).await
+        let more = self.settings.listing;
+        self.retry(&format!("list {prefix:?}"), more, attempt).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<()> {
         let attempt = || self.inner.delete(keys);
-        self.retry(&format!("delete {} objects", keys.len()), 0, attempt)
-            .await
+        let doing = format!("delete {} objects", keys.len());
+        self.retry(&doing, self.settings.listing, attempt).await
     }
 
     async fn abort_unfinished(&self, prefix: &str, before: Timestamp) -> Result<u64> {
         let attempt = || self.inner.abort_unfinished(prefix, before);
-        self.retry(&format!("abort uploads of {prefix:?}"), 0, attempt)
-            .await
+        let doing = format!("abort uploads of {prefix:?}");
+        self.retry(&doing, self.settings.listing, attempt).await
     }
 }
 

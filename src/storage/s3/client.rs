@@ -5,7 +5,7 @@
 
 use crate::config::location::S3Location;
 use crate::error::Result;
-use crate::storage::s3::answer::{Action, Asked, Failure, SIGNED_AT, Server};
+use crate::storage::s3::answer::{Action, Asked, Failure, PATIENCE, SIGNED_AT, Server};
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
@@ -13,8 +13,8 @@ use aws_config::retry::RetryConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
-    Builder, Credentials, HttpClient, RequestChecksumCalculation, ResponseChecksumValidation,
-    RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
+    Builder, Credentials, HttpClient, IdentityCache, RequestChecksumCalculation,
+    ResponseChecksumValidation, RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
@@ -41,6 +41,8 @@ pub(super) struct Connected {
     pub(super) client: Client,
     /// Who answers.
     pub(super) server: Server,
+    /// Whether uploads carry checksums.
+    pub(super) checksums: bool,
 }
 
 /// Makes the client of a bucket. Without a request, unless the region must be looked up.
@@ -80,27 +82,33 @@ fn client_in(
         region: region.to_string(),
         host,
     };
+    // Either may turn them off.
+    let calculation = match place.checksums {
+        true => environment.request_checksum_calculation(),
+        false => Some(RequestChecksumCalculation::WhenRequired),
+    };
+    let checksums = calculation != Some(RequestChecksumCalculation::WhenRequired);
     let path_style = place.force_path_style.unwrap_or(endpoint.is_some());
     let mut config = Builder::from(environment)
         .region(region)
         // What we read is verified by what wrote it.
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .force_path_style(path_style);
-    if !place.checksums {
-        let calculation = RequestChecksumCalculation::WhenRequired;
-        config.set_request_checksum_calculation(Some(calculation));
-    }
+    config.set_request_checksum_calculation(calculation);
     if endpoint.is_some() {
         config.set_endpoint_url(endpoint);
     }
     if let Some(key) = &place.credentials {
         let secret = key.secret_access_key.reveal();
         let credentials = Credentials::new(&key.access_key_id, secret, None, None, "config");
+        // The cache is made for those that expire, and for few.
+        config.set_identity_cache(IdentityCache::no_cache());
         config = config.credentials_provider(credentials);
     }
     Connected {
         client: Client::from_conf(config.build()),
         server,
+        checksums,
     }
 }
 
@@ -125,12 +133,18 @@ async fn load(http: &SharedHttpClient) -> SdkConfig {
     // Not the instance's region: the bucket's is looked up, and who is no instance would wait.
     let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
         .or_else(ProfileFileRegionProvider::new());
+    // A server that takes in nothing ends a large put long before its deadline. What comes down has
+    // another one for each piece.
+    let uploads_only = StalledStreamProtectionConfig::enabled()
+        .download_enabled(false)
+        .grace_period(PATIENCE)
+        .build();
     aws_config::defaults(BehaviorVersion::v2026_01_12())
         .http_client(http.clone())
         .region(region)
         // storage/retry.rs retries.
         .retry_config(RetryConfig::disabled())
-        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .stalled_stream_protection(uploads_only)
         .load()
         .await
 }

@@ -1,24 +1,290 @@
 //! Putting an object: in one request, or in parts when it is large.
+//!
+//! Parts are of no use until the last request makes them an object, and cost money until then: an
+//! upload that fails, or whose future is dropped, is given up by another request. What a crash
+//! leaves, [`Store::abort_unfinished`](crate::storage::Store::abort_unfinished) finds.
 
 use crate::error::{Error, Result};
 use crate::format::ids::Timestamp;
 use crate::storage::s3::S3Store;
-use crate::storage::s3::answer::{Action, Answer, Asked, Failure, http_date, timestamp};
+use crate::storage::s3::answer::{Action, Answer, Asked, Failure, PATIENCE, http_date, timestamp};
 use crate::storage::s3::client::Connected;
 use crate::storage::{Body, Put};
+use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::primitives::{ByteStream, Length};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use std::fs::Metadata;
+use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-/// Bytes that are read from a file at once.
-const READ: usize = 64 * 1024;
+/// The largest file that goes up in one request, bytes.
+const WHOLE: u64 = 16 << 20;
+
+/// Bytes of a part. A multiple of it where 10,000 of them, the most that there may be, are not
+/// enough.
+const PART: u64 = 8 << 20;
+
+/// Parts of an upload that are on their way at once. One stream alone rarely fills a line.
+const PARTS_AT_ONCE: usize = 4;
+
+/// Bytes that are read from a file at once; with what the connections buffer, all that a put of a
+/// file keeps in memory.
+const READ: usize = 64 << 10;
+
+impl S3Store {
+    /// Stores an object, if nothing has its key.
+    pub(super) async fn upload(&self, key: &str, body: Body) -> Result<Put> {
+        let path = match body {
+            Body::Bytes(bytes) => {
+                let length = bytes.len() as u64;
+                return self.put_whole(key, ByteStream::from(bytes), length).await;
+            }
+            Body::File(path) => path,
+        };
+        let length = match tokio::fs::metadata(&path).await {
+            Ok(file) => Metadata::len(&file),
+            Err(e) => return Err(unreadable(&path, e)),
+        };
+        if length > WHOLE {
+            return self.put_in_parts(key, &path, length).await;
+        }
+        let body = bytes_of(&path, 0..length).await?;
+        self.put_whole(key, body, length).await
+    }
+
+    async fn put_whole(&self, key: &str, body: ByteStream, length: u64) -> Result<Put> {
+        let connected = self.connected().await?;
+        let asked = self.asked(Action::Put, key, connected);
+        let date = AnswerDate::default();
+        let request = connected
+            .client
+            .put_object()
+            .bucket(self.bucket())
+            .key(self.full(key))
+            .if_none_match("*")
+            .body(body)
+            .customize()
+            .interceptor(date.clone())
+            .send();
+        match asked.within(length, request).await {
+            Ok(_) => Ok(date.created()),
+            Err(Failure::Answered(Answer { status: 412, .. })) => Ok(Put::Exists),
+            Err(failure) => Err(asked.explain(failure)),
+        }
+    }
+
+    async fn put_in_parts(&self, key: &str, path: &Path, length: u64) -> Result<Put> {
+        let connected = self.connected().await?;
+        let asked = self.asked(Action::Put, key, connected);
+        // The condition is judged when all has gone up. One cheap request spares an attempt after a
+        // lost reply that: there it finds the object.
+        let head = connected.client.head_object().bucket(self.bucket());
+        match asked.within(0, head.key(self.full(key)).send()).await {
+            Ok(_) => return Ok(Put::Exists),
+            // Not there; or not for us to see, and then the put itself says so.
+            Err(Failure::Answered(_)) => {}
+            Err(failure) => return Err(asked.explain(failure)),
+        }
+        let upload = self.begin(key, connected, &asked).await?;
+        let put = upload.send(path, length, &asked).await;
+        upload.end(put).await
+    }
+
+    /// Begins an upload in parts.
+    async fn begin(&self, key: &str, connected: &Connected, asked: &Asked<'_>) -> Result<Upload> {
+        let key = self.full(key);
+        // That of the client for the parts.
+        let checksums = connected.checksums.then_some(ChecksumAlgorithm::Crc32);
+        let request = connected
+            .client
+            .create_multipart_upload()
+            .bucket(self.bucket())
+            .key(&key)
+            .set_checksum_algorithm(checksums)
+            .send();
+        let begun = asked.within(0, request).await;
+        let begun = begun.map_err(|failure| asked.explain(failure))?;
+        match begun.upload_id {
+            Some(id) => Ok(Upload {
+                client: connected.client.clone(),
+                bucket: self.bucket().to_owned(),
+                key,
+                id,
+                is_over: false,
+            }),
+            None => Err(asked.explain(Failure::NotS3("an upload without an id".to_owned()))),
+        }
+    }
+
+    /// Gives up the uploads of keys with a prefix that began before a time; how many.
+    pub(super) async fn abort_uploads(&self, prefix: &str, before: Timestamp) -> Result<u64> {
+        let connected = self.connected().await?;
+        let asked = self.asked(Action::Abort, prefix, connected);
+        let prefix = self.full(prefix);
+        let mut aborted = 0;
+        let mut after = (None, None);
+        loop {
+            let request = connected
+                .client
+                .list_multipart_uploads()
+                .bucket(self.bucket())
+                .prefix(&prefix)
+                .set_key_marker(after.0)
+                .set_upload_id_marker(after.1)
+                .send();
+            let page = match asked.within(0, request).await {
+                Err(Failure::Answered(Answer { status, .. })) if matches!(status, 405 | 501) => {
+                    tracing::debug!(status, "{} lists no unfinished uploads", self.location);
+                    return Ok(aborted);
+                }
+                page => page.map_err(|failure| asked.explain(failure))?,
+            };
+            for found in page.uploads() {
+                let began = found.initiated().and_then(timestamp);
+                let (Some(key), Some(id)) = (found.key(), found.upload_id()) else {
+                    continue;
+                };
+                if key.starts_with(&prefix) && began.is_some_and(|began| began < before) {
+                    let request = abort(&connected.client, self.bucket(), key, id);
+                    match asked.within(0, request.send()).await {
+                        Ok(_) => aborted += 1,
+                        // It has ended meanwhile.
+                        Err(Failure::Answered(Answer { status: 404, .. })) => {}
+                        Err(failure) => return Err(asked.explain(failure)),
+                    }
+                }
+            }
+            after = (page.next_key_marker, page.next_upload_id_marker);
+            if page.is_truncated != Some(true) || after.0.is_none() {
+                return Ok(aborted);
+            }
+        }
+    }
+}
+
+/// An upload in parts that has begun.
+struct Upload {
+    client: Client,
+    bucket: String,
+    key: String,
+    id: String,
+    is_over: bool,
+}
+
+impl Upload {
+    /// Sends all parts, and makes them an object if there is none.
+    async fn send(&self, path: &Path, length: u64, asked: &Asked<'_>) -> Result<Put> {
+        let parts = stream::iter((1..).zip(parts_of(length)));
+        let parts: Vec<CompletedPart> = parts
+            .map(|(number, range)| self.send_part(path, number, range, asked))
+            .buffered(PARTS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts));
+        let date = AnswerDate::default();
+        let request = self
+            .client
+            .complete_multipart_upload()
+            .bucket(&self.bucket)
+            .key(&self.key)
+            .upload_id(&self.id)
+            .if_none_match("*")
+            .multipart_upload(parts.build())
+            .customize()
+            .interceptor(date.clone())
+            .send();
+        match asked.within(length, request).await {
+            Ok(_) => Ok(date.created()),
+            Err(Failure::Answered(Answer { status: 412, .. })) => Ok(Put::Exists),
+            Err(failure) => Err(asked.explain(failure)),
+        }
+    }
+
+    async fn send_part(
+        &self,
+        path: &Path,
+        number: i32,
+        range: Range<u64>,
+        asked: &Asked<'_>,
+    ) -> Result<CompletedPart> {
+        let length = range.end - range.start;
+        let request = self
+            .client
+            .upload_part()
+            .bucket(&self.bucket)
+            .key(&self.key)
+            .upload_id(&self.id)
+            .part_number(number)
+            .body(bytes_of(path, range).await?)
+            .send();
+        let sent = asked.within(length, request).await;
+        let sent = sent.map_err(|failure| asked.explain(failure))?;
+        Ok(CompletedPart::builder()
+            .part_number(number)
+            .set_e_tag(sent.e_tag)
+            .set_checksum_crc32(sent.checksum_crc32)
+            .build())
+    }
+
+    /// Passes on what came of it. Gives the upload up unless it made an object.
+    async fn end(mut self, put: Result<Put>) -> Result<Put> {
+        if !matches!(put, Ok(Put::Created { .. })) {
+            let request = abort(&self.client, &self.bucket, &self.key, &self.id);
+            give_up(request).await;
+        }
+        self.is_over = true;
+        put
+    }
+}
+
+impl Drop for Upload {
+    /// The future was dropped on its way.
+    fn drop(&mut self) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && !self.is_over
+        {
+            let request = abort(&self.client, &self.bucket, &self.key, &self.id);
+            runtime.spawn(give_up(request));
+        }
+    }
+}
+
+type Abort =
+    aws_sdk_s3::operation::abort_multipart_upload::builders::AbortMultipartUploadFluentBuilder;
+
+/// The request that gives up an upload.
+fn abort(client: &Client, bucket: &str, key: &str, id: &str) -> Abort {
+    let request = client.abort_multipart_upload();
+    request.bucket(bucket).key(key).upload_id(id)
+}
+
+/// Gives up an upload, if that can be: what is left over is found later.
+async fn give_up(request: Abort) {
+    let key = request.get_key().clone().unwrap_or_default();
+    match tokio::time::timeout(PATIENCE, request.send()).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(e)) => tracing::debug!(key, "an upload in parts is left over: {e}"),
+        Err(_) => tracing::debug!(key, "an upload in parts is left over: no answer"),
+    }
+}
 
 /// The `Date` of the answer to one request, once it is there.
 #[derive(Clone, Debug, Default)]
 struct AnswerDate(Arc<OnceLock<Timestamp>>);
+
+impl AnswerDate {
+    fn created(&self) -> Put {
+        Put::Created {
+            date: self.0.get().copied(),
+        }
+    }
+}
 
 impl Intercept for AnswerDate {
     fn name(&self) -> &'static str {
@@ -32,113 +298,56 @@ impl Intercept for AnswerDate {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         if let Some(date) = context.response().headers().get("date").and_then(http_date) {
-            // There is one answer to a request.
+            // A request has one answer.
             let _ = self.0.set(date);
         }
         Ok(())
     }
 }
 
-impl S3Store {
-    pub(super) async fn upload(&self, key: &str, body: Body) -> Result<Put> {
-        let length = body.length().await;
-        let stream = match &body {
-            Body::Bytes(bytes) => ByteStream::from(bytes.clone()),
-            Body::File(path) => part_of(path, 0, length).await?,
-        };
-        self.put_whole(key, stream, length).await
-    }
-
-    async fn put_whole(&self, key: &str, body: ByteStream, length: u64) -> Result<Put> {
-        let connected = self.connected().await?;
-        let asked = self.asked(Action::Put, key, connected);
-        let date = AnswerDate::default();
-        let request = connected
-            .client
-            .put_object()
-            .bucket(self.bucket())
-            .key(self.full(key))
-            .if_none_match("*")
-            .content_length(length as i64)
-            .body(body)
-            .customize()
-            .interceptor(date.clone())
-            .send();
-        match asked.within(length, request).await {
-            Ok(_) => Ok(Put::Created {
-                date: date.0.get().copied(),
-            }),
-            Err(Failure::Answered(Answer { status: 412, .. })) => Ok(Put::Exists),
-            Err(failure) => Err(asked.explain(failure)),
-        }
-    }
-}
-
-impl S3Store {
-    /// Gives up uploads below a prefix that began before a time.
-    pub(super) async fn abort_uploads(&self, prefix: &str, before: Timestamp) -> Result<u64> {
-        let connected = self.connected().await?;
-        let asked = self.asked(Action::Abort, prefix, connected);
-        let mut aborted = 0;
-        let mut after = (None, None);
-        loop {
-            let request = connected
-                .client
-                .list_multipart_uploads()
-                .bucket(self.bucket())
-                .prefix(self.full(prefix))
-                .set_key_marker(after.0.take())
-                .set_upload_id_marker(after.1.take())
-                .send();
-            let page = match asked.within(0, request).await {
-                Err(Failure::Answered(Answer { status, .. })) if matches!(status, 405 | 501) => {
-                    tracing::debug!(status, "{} lists no unfinished uploads", self.location);
-                    return Ok(aborted);
-                }
-                page => page.map_err(|failure| asked.explain(failure))?,
-            };
-            for upload in page.uploads() {
-                let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else {
-                    continue;
-                };
-                let began = upload.initiated().and_then(timestamp);
-                if key.starts_with(&self.full(prefix)) && began.is_some_and(|began| began < before)
-                {
-                    aborted += u64::from(self.abort(connected, key, id).await?);
-                }
-            }
-            after = (page.next_key_marker, page.next_upload_id_marker);
-            if page.is_truncated != Some(true) || after.0.is_none() {
-                return Ok(aborted);
-            }
-        }
-    }
-
-    /// Gives up one upload; false if it is gone already.
-    async fn abort(&self, connected: &Connected, key: &str, id: &str) -> Result<bool> {
-        let object = format!("s3://{}/{key}", self.bucket());
-        let asked = Asked::new(Action::Abort, object, &connected.server);
-        let request = connected.client.abort_multipart_upload();
-        let request = request.bucket(self.bucket()).key(key).upload_id(id).send();
-        match asked.within(0, request).await {
-            Ok(_) => Ok(true),
-            Err(Failure::Answered(Answer { status: 404, .. })) => Ok(false),
-            Err(failure) => Err(asked.explain(failure)),
-        }
-    }
+/// How a file of so many bytes is cut.
+fn parts_of(length: u64) -> impl Iterator<Item = Range<u64>> {
+    const MOST: u64 = 10_000;
+    let part = length.div_ceil(MOST * PART).max(1) * PART;
+    let count = length.div_ceil(part);
+    (0..count).map(move |number| number * part..length.min((number + 1) * part))
 }
 
 /// Some bytes of a file, read when they are sent.
-async fn part_of(path: &Path, offset: u64, length: u64) -> Result<ByteStream> {
+async fn bytes_of(path: &Path, range: Range<u64>) -> Result<ByteStream> {
     ByteStream::read_from()
         .path(path)
-        .offset(offset)
-        .length(Length::Exact(length))
+        .offset(range.start)
+        .length(Length::Exact(range.end - range.start))
         .buffer_size(READ)
         .build()
         .await
-        .map_err(|e| {
-            let sentence = format!("read {} to put it", path.display());
-            Error::disk(sentence, std::io::Error::other(e))
-        })
+        .map_err(|e| unreadable(path, io::Error::other(e)))
+}
+
+fn unreadable(path: &Path, e: io::Error) -> Error {
+    Error::disk(format!("read {} to put it", path.display()), e)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_cut_into_at_most_ten_thousand_parts_that_leave_no_byte_out() {
+        for (length, count, last) in [
+            (WHOLE + 1, 3, 1),
+            (3 * PART, 3, PART),
+            (10_000 * PART, 10_000, PART),
+            (10_000 * PART + 1, 5_001, 1),
+            (5 << 40, 9_930, 385_875_968),
+        ] {
+            let parts: Vec<Range<u64>> = parts_of(length).collect();
+            assert_eq!(parts.len(), count, "{length}");
+            let end = parts.last().unwrap();
+            assert_eq!((end.end, end.end - end.start), (length, last), "{length}");
+            let meet = |pair: &[Range<u64>]| pair[0].end == pair[1].start;
+            assert!(parts[0].start == 0 && parts.windows(2).all(meet));
+        }
+    }
 }
