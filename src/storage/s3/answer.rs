@@ -23,7 +23,7 @@ const SLOWEST: u64 = 256 * 1024;
 const SLOW_DOWN: Duration = Duration::from_secs(1);
 
 /// The longest that a server may make us wait by saying so.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// The header in which our connections put the time at which a request was signed into its answer.
 pub(super) const SIGNED_AT: &str = "x-sqlrepl-signed-at";
@@ -85,8 +85,10 @@ impl fmt::Display for Action {
 pub(super) enum Failure {
     /// The server said no.
     Answered(Answer),
-    /// No answer came, or only the start of one; with what is known of the reason.
+    /// No answer came; with what is known of the reason.
     Unanswered(String),
+    /// An answer that is not whole, or not in order: what of it is wrong.
+    Broken(String),
     /// Something answered that does not speak S3: what it said.
     NotS3(String),
     /// Nobody is sure who answers.
@@ -116,6 +118,8 @@ pub(super) struct Answer {
     pub(super) signed_at: Option<Timestamp>,
     /// How long it wants to be left alone.
     pub(super) retry_after: Option<Duration>,
+    /// Whether it said anything beside the status.
+    pub(super) has_body: bool,
 }
 
 /// A request: what messages say of it.
@@ -146,9 +150,7 @@ impl<'a> Asked<'a> {
         let patience = PATIENCE + Duration::from_secs(bytes / SLOWEST);
         match tokio::time::timeout(patience, request).await {
             Ok(done) => done.map_err(Failure::of),
-            Err(_) => Err(Failure::Unanswered(format!(
-                "no answer within {patience:?}"
-            ))),
+            Err(_) => Err(Failure::Unanswered(format!("not within {patience:?}"))),
         }
     }
 
@@ -157,7 +159,10 @@ impl<'a> Asked<'a> {
         let host = &self.server.host;
         match failure {
             Failure::Answered(answer) => self.explain_answer(&answer),
-            Failure::Unanswered(why) => self.unavailable(format!("ask {host}: {why}")),
+            Failure::Unanswered(why) => self.unavailable(format!("no answer from {host}: {why}")),
+            Failure::Broken(why) => {
+                self.unavailable(format!("the answer of {host} is broken: {why}"))
+            }
             Failure::NotS3(said) => self.refused(format!(
                 "{host} does not answer as an S3 server does ({said}); correct the endpoint"
             )),
@@ -192,9 +197,8 @@ impl<'a> Asked<'a> {
                 "{host} does not accept the session token of the credentials; get new credentials"
             )),
             (_, "RequestTimeTooSkewed" | "RequestExpired") => self.refused(clocks(answer, host)),
-            (_, "NoSuchBucket") => self.refused(format!(
-                "there is no bucket \"{bucket}\" at {host}; create it, or correct its name"
-            )),
+            (404, "") if self.action == Action::LookUp => self.no_bucket(),
+            (_, "NoSuchBucket") => self.no_bucket(),
             (301 | 400, _) | (_, "AuthorizationHeaderMalformed")
                 if answer.region.as_ref().is_some_and(|there| there != region) =>
             {
@@ -207,9 +211,9 @@ impl<'a> Asked<'a> {
             (301, _)
             | (_, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException") => self
                 .refused(format!(
-                    "the bucket \"{bucket}\" does not lie in region {region}; set region to the \
-                     one that it lies in{}",
-                    answer.words()
+                    "the bucket \"{bucket}\" does not lie in region {region}{}; set region to the \
+                     one that it lies in",
+                    answer.said()
                 )),
             (_, "SlowDown") | (429 | 503, _) => self
                 .unavailable(format!("{host} asks to slow down{}", answer.said()))
@@ -230,9 +234,18 @@ impl<'a> Asked<'a> {
                  false",
                 answer.said()
             )),
-            (_, "") => self.explain(Failure::NotS3(format!("status {}", answer.status))),
+            (_, "") if answer.has_body => {
+                self.explain(Failure::NotS3(format!("status {}", answer.status)))
+            }
             _ => self.refused(format!("{host} refuses it{}", answer.said())),
         }
+    }
+
+    fn no_bucket(&self) -> Error {
+        let Server { bucket, host, .. } = self.server;
+        self.refused(format!(
+            "there is no bucket \"{bucket}\" at {host}; create it, or correct its name"
+        ))
     }
 
     fn sentence(&self, why: &str) -> String {
@@ -267,7 +280,6 @@ impl Failure {
             }
             SdkError::ResponseError(garbled) => {
                 let raw = garbled.raw();
-                let is_xml = |body: &[u8]| body.trim_ascii_start().starts_with(b"<?xml");
                 match raw.body().bytes() {
                     Some(_) if !raw.status().is_success() => {
                         Self::Answered(Answer::of(None, None, raw))
@@ -275,7 +287,7 @@ impl Failure {
                     Some(body) if !is_xml(body) => {
                         Self::NotS3(format!("status {}", raw.status().as_u16()))
                     }
-                    _ => Self::Unanswered(format!("the answer is no whole one: {}", root(&error))),
+                    _ => Self::Broken(root(&error)),
                 }
             }
             SdkError::ConstructionFailure(_) => Self::Unusable(root(&error)),
@@ -296,6 +308,12 @@ impl Failure {
             Some(CredentialsError::InvalidConfiguration(_)) => Self::NoCredentials(why),
             Some(_) => Self::Unanswered(format!("the source of the credentials failed: {why}")),
             None if why.contains("certificate") => Self::Certificate(why),
+            // TLS to who speaks none.
+            None if why.contains("InvalidContentType") => Self::NotS3("no TLS".to_owned()),
+            // The words of the client's watch over uploads.
+            None if why.contains("minimum throughput") => {
+                Self::Unanswered(format!("it takes in nothing for {PATIENCE:?}"))
+            }
             None => Self::Unanswered(why),
         }
     }
@@ -321,6 +339,7 @@ impl Answer {
                 let seconds = seconds.parse().ok()?;
                 Some(Duration::from_secs(seconds))
             }),
+            has_body: raw.body().bytes().is_none_or(|body| !body.is_empty()),
         }
     }
 
@@ -359,7 +378,18 @@ fn sources<'a>(
 pub(super) fn root(error: &(dyn Source + 'static)) -> String {
     let texts = sources(error).map(ToString::to_string);
     let speaking = texts.filter(|text| text != "timed out");
-    speaking.last().unwrap_or_else(|| "timed out".to_owned())
+    let last = speaking.last().unwrap_or_else(|| "timed out".to_owned());
+    last.trim_end_matches('.').to_owned()
+}
+
+/// Whether a body is one of S3, and not a page for people.
+fn is_xml(body: &[u8]) -> bool {
+    let body = body.trim_ascii_start();
+    let begins = |with: &str| {
+        let start = body.get(..with.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(with.as_bytes()))
+    };
+    begins("<") && !begins("<html") && !begins("<!")
 }
 
 /// The text of an element without children.
@@ -385,3 +415,6 @@ fn signing_time(text: &str) -> Option<Timestamp> {
     let civil = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?;
     Some(Timestamp::from_civil(civil))
 }
+
+#[cfg(test)]
+mod tests;

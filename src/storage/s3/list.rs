@@ -39,7 +39,7 @@ impl S3Store {
         };
         let pages = self.pages(&wanted).await?;
         let objects = pages.iter().flat_map(ListObjectsV2Output::contents);
-        let listed = objects.map(|object| self.listed(object));
+        let listed = objects.map(|object| self.listed(&wanted, object));
         let mut listed: Vec<Listed> = listed
             .filter_map(Result::transpose)
             .collect::<Result<_>>()?;
@@ -86,17 +86,13 @@ impl S3Store {
         loop {
             let page = self.page(wanted, token.clone()).await?;
             let next = page.next_continuation_token.clone();
-            let goes_on = page.is_truncated == Some(true);
+            // A page that does not say whether there are more is taken at its token.
+            let goes_on = page.is_truncated.unwrap_or(next.is_some());
             pages.push(page);
             match next {
                 _ if !goes_on => return Ok(pages),
                 Some(next) if token.as_ref() != Some(&next) => token = Some(next),
-                _ => {
-                    return Err(Error::unavailable(format!(
-                        "list {}/{}: the server has more and does not say where",
-                        self.location, wanted.prefix
-                    )));
-                }
+                _ => return Err(self.broken(wanted, "there is more, and it does not say where")),
             }
         }
     }
@@ -118,15 +114,35 @@ impl S3Store {
             .set_continuation_token(token)
             .send();
         let page = asked.within(0, request).await;
-        page.map_err(|failure| asked.explain(failure))
+        let page = page.map_err(|failure| asked.explain(failure))?;
+        // No checksum covers a listing, and what is missing in it is missing in silence.
+        let shown = page.contents().len() + page.common_prefixes().len();
+        match page
+            .key_count
+            .is_none_or(|count| usize::try_from(count) == Ok(shown))
+        {
+            true => Ok(page),
+            false => Err(self.broken(wanted, "its number of keys is not the one that it says")),
+        }
+    }
+
+    /// A listing that cannot be true. The next one may be.
+    fn broken(&self, wanted: &Wanted<'_>, seen: &str) -> Error {
+        Error::unavailable(format!(
+            "list {}/{}: the answer of the server is broken: {seen}",
+            self.location, wanted.prefix
+        ))
     }
 
     /// An object of a page; none if its key is none of a store.
-    fn listed(&self, object: &Object) -> Result<Option<Listed>> {
-        let key = object.key().and_then(|key| key.strip_prefix(&self.folder));
-        let Some(key) = key.filter(|key| check_key(key).is_ok()) else {
-            return Ok(None);
+    fn listed(&self, wanted: &Wanted<'_>, object: &Object) -> Result<Option<Listed>> {
+        let key = object.key().unwrap_or_default();
+        let Some(key) = key.strip_prefix(&self.folder) else {
+            return Err(self.broken(wanted, &format!("{key:?} lies elsewhere")));
         };
+        if check_key(key).is_err() {
+            return Ok(None);
+        }
         let size = object.size().and_then(|size| u64::try_from(size).ok());
         let modified = object.last_modified().and_then(timestamp);
         match (size, modified) {
@@ -135,10 +151,7 @@ impl S3Store {
                 size,
                 modified,
             })),
-            _ => Err(Error::unavailable(format!(
-                "list {}: the server gives no size or time of {key}",
-                self.location
-            ))),
+            _ => Err(self.broken(wanted, &format!("{key} has no size or no time"))),
         }
     }
 }

@@ -130,13 +130,13 @@ impl S3Store {
         loop {
             let have = taken.len() as u64;
             let cut = |why: &str| {
-                let seen = format!("{why} after {have} bytes of {length}");
-                asked.explain(Failure::Unanswered(seen))
+                let seen = format!("{why} after {have} of {length} bytes");
+                asked.explain(Failure::Broken(seen))
             };
             match tokio::time::timeout(PATIENCE, body.next()).await {
                 Err(_) => return Err(cut(&format!("nothing came for {PATIENCE:?}"))),
                 Ok(Some(Err(e))) => return Err(cut(&root(&e))),
-                Ok(None) if have < length => return Err(cut("the answer ended")),
+                Ok(None) if have < length => return Err(cut("it ended")),
                 Ok(None) => return Ok(taken.freeze()),
                 Ok(Some(Ok(piece))) if have + piece.len() as u64 > length => {
                     return Err(self.corrupt(wanted, "the server sends more"));
