@@ -72,7 +72,7 @@ const COLUMNS: [Column; 8] = [
 /// A row for each replica, one for a database without any.
 fn rows(database: &DatabaseStatus) -> Vec<Vec<Value>> {
     let row = |replica: Option<&ReplicaStatus>| {
-        let trouble = replica.and_then(|replica| replica.trouble.as_ref());
+        let complaint = replica.and_then(ReplicaStatus::complaint);
         vec![
             json!(database.name),
             json!(replica.map(|replica| &replica.name)),
@@ -81,7 +81,7 @@ fn rows(database: &DatabaseStatus) -> Vec<Vec<Value>> {
             json!(replica.and_then(|replica| replica.lag_seconds).map(seconds)),
             json!(replica.and_then(|replica| replica.waiting_commits)),
             json!(database.spool_bytes),
-            json!(database.trouble.as_ref().or(trouble)),
+            json!(database.trouble.as_deref().or(complaint)),
         ]
     };
     match database.replicas.as_slice() {
@@ -101,6 +101,7 @@ fn state(database: &DatabaseStatus, replica: Option<&ReplicaStatus>) -> &'static
         (DatabaseState::Capturing, None) => "capturing",
         (DatabaseState::Capturing, Some(ReplicaState::Replicating)) => "replicating",
         (DatabaseState::Capturing, Some(ReplicaState::Retrying)) => "retrying",
+        (DatabaseState::Capturing, Some(ReplicaState::Superseded)) => "superseded",
         (DatabaseState::Capturing, Some(ReplicaState::Failed)) => "failed",
         (DatabaseState::Capturing, Some(ReplicaState::NotRunning)) => "not running",
     }

@@ -304,7 +304,8 @@ impl Database {
         }
         if let Some(replicas) = self.replicas.get() {
             let tip = self.spool.tip().borrow().map(|tip| tip.seq);
-            status.replicas = replicas.iter().map(|it| it.status(tip)).collect();
+            let now = self.environment.now();
+            status.replicas = replicas.iter().map(|it| it.status(tip, now)).collect();
         }
         status
     }

@@ -3,6 +3,7 @@
 use crate::config::location::Location;
 use crate::daemon::status::{ReplicaState, ReplicaStatus};
 use crate::error::{Error, Result};
+use crate::format::ids::Timestamp;
 use crate::replicate::upload::{Status, Uploader};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -84,14 +85,15 @@ impl Replica {
         })
     }
 
-    /// What is to be said of it, while the spool goes up to `tip`.
-    pub(super) fn status(&self, tip: Option<u64>) -> ReplicaStatus {
+    /// What is to be said of it now, while the spool goes up to `tip`.
+    pub(super) fn status(&self, tip: Option<u64>, now: Timestamp) -> ReplicaStatus {
         let has_panicked = has_panicked(&self.uploader.status);
         let status = self.uploader.status.borrow().clone();
         let trouble = has_panicked.then(|| ENDED.to_owned()).or(status.trouble);
         let state = match &trouble {
             _ if has_panicked || status.failed.is_some() => ReplicaState::Failed,
             Some(_) => ReplicaState::Retrying,
+            None if status.superseded.is_some() => ReplicaState::Superseded,
             None if status.durable.is_none() => ReplicaState::Starting,
             None => ReplicaState::Replicating,
         };
@@ -102,12 +104,20 @@ impl Replica {
             state,
             trouble,
             generation: status.generation,
-            txid: None,
-            time: None,
+            txid: status.newest.map(|(txid, _)| txid),
+            time: status.newest.map(|(_, time)| time.to_string()),
+            fencing: Some(status.fencing.to_string()),
+            superseded: status.superseded,
             waiting_commits: tip.zip(status.durable).map(waiting),
-            lag_seconds: None,
+            lag_seconds: Some(status.waiting_since.map_or(0.0, |since| age(since, now))),
         }
     }
+}
+
+/// Seconds from `since` to `now`.
+fn age(since: Timestamp, now: Timestamp) -> f64 {
+    let micros = now.micros().saturating_sub(since.micros()).max(0);
+    Duration::from_micros(micros.unsigned_abs()).as_secs_f64()
 }
 
 fn gave_up(status: &watch::Receiver<Status>) -> bool {

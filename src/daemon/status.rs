@@ -63,6 +63,10 @@ pub struct ReplicaStatus {
     pub txid: Option<Txid>,
     /// Its time.
     pub time: Option<String>,
+    /// Whether the store keeps two writers apart: `unknown`, `put-if-absent` or `none`.
+    pub fencing: Option<String>,
+    /// Why readers follow another writer, if they do: a sentence.
+    pub superseded: Option<String>,
     /// Commits in the spool that are not durable here.
     pub waiting_commits: Option<u64>,
     /// The age of the oldest commit that is not durable here; 0 if there is none.
@@ -79,6 +83,8 @@ pub enum ReplicaState {
     Replicating,
     /// The last try failed, and another follows.
     Retrying,
+    /// Commits go there, but readers follow another writer.
+    Superseded,
     /// It gave up.
     Failed,
     /// Its database is not replicated.
@@ -111,6 +117,8 @@ impl DatabaseStatus {
             generation: None,
             txid: None,
             time: None,
+            fencing: None,
+            superseded: None,
             waiting_commits: None,
             lag_seconds: None,
         });
@@ -136,9 +144,18 @@ impl DatabaseStatus {
         let states = [DatabaseState::Starting, DatabaseState::Capturing];
         states.contains(&self.state)
             && self.trouble.is_none()
-            && self
-                .replicas
-                .iter()
-                .all(|replica| replica.trouble.is_none())
+            && self.replicas.iter().all(ReplicaStatus::is_well)
+    }
+}
+
+impl ReplicaStatus {
+    /// Whether nothing is wrong with it.
+    pub fn is_well(&self) -> bool {
+        self.complaint().is_none()
+    }
+
+    /// What is wrong with it, if something is: a sentence.
+    pub fn complaint(&self) -> Option<&str> {
+        self.trouble.as_deref().or(self.superseded.as_deref())
     }
 }

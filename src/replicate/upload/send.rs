@@ -43,6 +43,7 @@ impl Task {
                 since: Instant::now(),
                 bytes_before: tip.bytes,
             });
+            self.waits_since(self.waiting_since.unwrap_or_else(|| self.environment.now()));
             if waiting.due(&tip, &sent, self.settings.sync_interval) > Instant::now() {
                 return Ok(());
             }
@@ -53,7 +54,7 @@ impl Task {
                 self.waiting = None;
                 return Ok(());
             };
-            self.waiting_since = Some(batch.commits[0].time);
+            self.waits_since(batch.commits[0].time);
             let encoded = self.encode(batch).await?;
             self.store_segment(encoded).await?;
             self.waiting_since = None;

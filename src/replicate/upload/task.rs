@@ -321,6 +321,16 @@ impl Task {
         self.status.send_modify(|status| status.needs = Some(seq));
     }
 
+    /// The oldest commit that is not durable was made then. Said before it is sent, which takes
+    /// long while a store is away.
+    pub(super) fn waits_since(&mut self, since: Timestamp) {
+        self.waiting_since = Some(since);
+        self.status.send_if_modified(|status| {
+            let before = status.waiting_since.replace(since);
+            before != Some(since)
+        });
+    }
+
     pub(super) fn publish(&mut self, trouble: Option<String>, failed: Option<ErrorKind>) {
         let is_complete = |state: &&GenerationState| self.resumed && state.complete.is_some();
         let complete = self.state.as_ref().filter(is_complete);
