@@ -15,6 +15,8 @@ pub mod control;
 mod database;
 mod fleet;
 mod replica;
+#[cfg(test)]
+mod simulation;
 pub mod status;
 
 use crate::config::Environment;

@@ -1,0 +1,282 @@
+//! A machine: a database, the state directory of its daemon, a clock, and a daemon while it runs.
+//!
+//! One machine runs at a time, and time passes for it only while it runs, so that a schedule is
+//! what its seed makes it. A daemon here is what the real one is without SQLite and sockets: the
+//! real spool and the real uploader with a simulated capture.
+
+use crate::config::Environment;
+use crate::daemon::simulation::capture::{Seqs, SharedDatabase, SimulatedCapture};
+use crate::daemon::simulation::database::{Commit, Database, Restart};
+use crate::daemon::simulation::wire::{Line, Wire};
+use crate::error::Result;
+use crate::format::ids::Timestamp;
+use crate::materialize::model::Random;
+use crate::replicate::identity::Identity;
+use crate::replicate::source::Source;
+use crate::replicate::spool::Spool;
+use crate::replicate::state::GenerationState;
+use crate::replicate::upload::{Status, UploadSettings, Uploader};
+use crate::storage::Store;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+
+/// A machine with its disk.
+pub(super) struct Machine {
+    pub(super) name: String,
+    pub(super) database: SharedDatabase,
+    pub(super) line: Arc<Line>,
+    pub(super) time: Arc<Time>,
+    /// Where its state directories lie, one after the other.
+    root: PathBuf,
+    /// The state directory of now.
+    meta: PathBuf,
+    seqs: Arc<Mutex<Seqs>>,
+    random: Random,
+    store: Arc<dyn Store>,
+    daemon: Option<Daemon>,
+}
+
+/// A machine's clocks, microseconds.
+#[derive(Default)]
+pub(super) struct Time {
+    /// The time of day.
+    pub(super) clock: AtomicI64,
+    /// Since its boot.
+    pub(super) uptime: AtomicI64,
+}
+
+struct Daemon {
+    uploader: Uploader,
+    capture: Arc<SimulatedCapture>,
+    spool: Arc<Spool>,
+    runtime: Runtime,
+}
+
+impl Machine {
+    pub(super) fn new(
+        name: &str,
+        root: &Path,
+        store: Arc<dyn Store>,
+        database: Database,
+        seed: u64,
+    ) -> Self {
+        let mut machine = Self {
+            name: name.to_owned(),
+            database: Arc::new(Mutex::new(database)),
+            line: Line::new(),
+            time: Arc::default(),
+            root: root.join(name),
+            meta: PathBuf::new(),
+            seqs: Arc::default(),
+            random: Random::new(seed),
+            store,
+            daemon: None,
+        };
+        machine.lose_state();
+        machine
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.daemon.is_some()
+    }
+
+    /// Starts the daemon.
+    pub(super) fn start(&mut self) -> Result<()> {
+        assert!(self.daemon.is_none(), "{} runs", self.name);
+        let runtime = Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let entered = runtime.enter();
+        let environment = self.environment();
+        let spool = Arc::new(Spool::open(&self.meta, Arc::default())?);
+        let capture = Arc::new(SimulatedCapture::start(
+            Arc::clone(&self.database),
+            Arc::clone(&spool),
+            Arc::clone(&self.seqs),
+            environment.clone(),
+            Random::new(self.random.next()),
+        )?);
+        let identity = Identity::load(
+            self.meta.join("database-id"),
+            self.name.clone(),
+            "app.db".to_owned(),
+            &environment,
+        )?;
+        let settings = UploadSettings {
+            name: self.name.clone(),
+            sync_interval: Duration::from_secs(1),
+            directory: self.meta.join("replica"),
+            take_over: false,
+        };
+        let wire = Wire {
+            store: Arc::clone(&self.store),
+            line: Arc::clone(&self.line),
+        };
+        let source: Arc<dyn Source> = capture.clone();
+        let uploader = Uploader::start(
+            Arc::new(wire),
+            source,
+            spool.clone(),
+            Arc::new(identity),
+            settings,
+            environment,
+        )?;
+        drop(entered);
+        self.daemon = Some(Daemon {
+            uploader,
+            capture,
+            spool,
+            runtime,
+        });
+        Ok(())
+    }
+
+    fn environment(&mut self) -> Environment {
+        let (clock, uptime) = (Arc::clone(&self.time), Arc::clone(&self.time));
+        // Threads draw names of objects in any order; that of a generation must not depend on it.
+        let names = Mutex::new(Random::new(self.random.next()));
+        let others = Mutex::new(Random::new(self.random.next()));
+        Environment {
+            clock: Arc::new(move || Timestamp::from_micros(clock.clock.load(Ordering::Relaxed))),
+            uptime: Arc::new(move || {
+                Duration::from_micros(uptime.uptime.load(Ordering::Relaxed) as u64)
+            }),
+            random: Arc::new(move |bytes| {
+                let random = if bytes.len() == 4 { &names } else { &others };
+                let mut random = random.lock().unwrap();
+                bytes.fill_with(|| random.next() as u8);
+                Ok(())
+            }),
+        }
+    }
+
+    /// Lets time pass for the daemon, or until a call stands still.
+    pub(super) fn run(&mut self, time: Duration) -> Result<()> {
+        let Some(daemon) = &self.daemon else {
+            return Ok(());
+        };
+        if self.line.is_held_beside() {
+            return Ok(());
+        }
+        daemon.runtime.block_on(async {
+            tokio::select! {
+                () = tokio::time::sleep(time) => {}
+                () = self.line.stands_still() => {}
+            }
+        });
+        let needs = daemon.uploader.status.borrow().needs;
+        needs.map_or(Ok(()), |needs| daemon.spool.release(needs))
+    }
+
+    /// What the uploader says of itself, while the daemon runs.
+    pub(super) fn status(&self) -> Option<Status> {
+        let status = &self.daemon.as_ref()?.uploader.status;
+        Some(status.borrow().clone())
+    }
+
+    /// The uploader panicked.
+    pub(super) fn has_ended(&self) -> bool {
+        let daemon = self.daemon.as_ref();
+        daemon.is_some_and(|daemon| daemon.uploader.status.has_changed().is_err())
+    }
+
+    /// The commits that the uploader says are durable, from the first one of its generation on.
+    pub(super) fn durable(&self) -> Result<Vec<Arc<Commit>>> {
+        let status = self.status().unwrap_or_default();
+        let state = GenerationState::load(&self.meta.join("replica/state.json"))?;
+        let state = state.filter(|state| status.generation == Some(state.id));
+        let (Some(state), Some(durable)) = (state, status.durable) else {
+            return Ok(Vec::new());
+        };
+        let seqs = self.seqs.lock().unwrap();
+        let of_generation = seqs.range(state.base..);
+        let sent = of_generation.take_while(|(seq, _)| **seq <= durable);
+        Ok(sent.map(|(_, commit)| Arc::clone(commit)).collect())
+    }
+
+    /// The capture looks at the database, if it runs.
+    pub(super) fn capture(&self) -> Result<Option<u64>> {
+        let daemon = self.daemon.as_ref();
+        daemon.map(|daemon| daemon.capture.copy(false)).transpose()
+    }
+
+    /// Asks for everything to be sent without waiting for company.
+    pub(super) fn hurry(&self) -> Result<()> {
+        if let (Some(daemon), Some(seq)) = (&self.daemon, self.capture()?) {
+            daemon.uploader.hurry(seq);
+        }
+        Ok(())
+    }
+
+    /// A checkpoint.
+    pub(super) fn restart_wal(&self, how: Restart) -> Result<()> {
+        match &self.daemon {
+            Some(daemon) => daemon.capture.restart_wal(),
+            None => {
+                self.database.lock().unwrap().restart_wal(how);
+                Ok(())
+            }
+        }
+    }
+
+    /// The capture finds its locks gone, if it runs.
+    pub(super) fn break_continuity(&self) -> Result<()> {
+        let daemon = self.daemon.as_ref();
+        daemon.map_or(Ok(()), |daemon| {
+            daemon.capture.begin_run("our locks are gone")
+        })
+    }
+
+    /// The daemon's process ends at once, wherever it is.
+    pub(super) fn kill(&mut self) {
+        self.line.hang_up();
+        // The runtime waits for its threads, and drops its tasks where they stand.
+        self.daemon = None;
+        self.line.pick_up();
+    }
+
+    /// Stops the daemon: sends what is pending if that goes within some seconds, and leaves the
+    /// WAL empty.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        self.hurry()?;
+        self.run(Duration::from_secs(5))?;
+        if let Some(daemon) = &self.daemon {
+            daemon.capture.rest()?;
+            if !self.line.is_held_beside() {
+                let stopped = async {
+                    tokio::time::timeout(Duration::from_secs(1), daemon.uploader.stop()).await
+                };
+                // A store that hangs does not hold up the end.
+                drop(daemon.runtime.block_on(stopped));
+            }
+        }
+        self.kill();
+        Ok(())
+    }
+
+    /// The state directory is gone; the daemon does not run.
+    pub(super) fn lose_state(&mut self) {
+        assert!(self.daemon.is_none(), "{} runs", self.name);
+        self.meta = self.new_directory();
+        self.seqs = Arc::default();
+    }
+
+    fn new_directory(&mut self) -> PathBuf {
+        let directory = self.root.join(format!("{:016x}", self.random.next()));
+        fs::create_dir_all(&directory).unwrap();
+        directory
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,230 @@
+//! What must hold of a replica, seen through the real reader.
+
+use crate::daemon::simulation::database::{Commit, Histories};
+use crate::format::ids::{GenerationId, RestorePoint, Timestamp, Txid};
+use crate::format::moment::Moment;
+use crate::materialize::cache::BlockCache;
+use crate::materialize::pages::ReadAhead;
+use crate::materialize::replica::{PointsQuery, Replica};
+use crate::storage::Store;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+/// What was wrong: a sentence.
+pub(super) type Wrong = String;
+
+/// When the clock lies so far behind, times begin anew (DESIGN 3.8).
+const HOUR_MICROS: i64 = 3_600_000_000;
+
+/// Remembers what was durable.
+#[derive(Default)]
+pub(super) struct Reader {
+    /// Every restore point that was ever listed, and what it was.
+    points: BTreeMap<(GenerationId, Txid), (Timestamp, u64)>,
+    /// Commits that a writer called durable, each with who said so.
+    promised: BTreeMap<u64, (Arc<Commit>, String)>,
+}
+
+/// A restore point that was read.
+struct Point {
+    point: RestorePoint,
+    commit: Arc<Commit>,
+}
+
+/// A replica that was read whole.
+struct Seen {
+    replica: Arc<Replica>,
+    points: BTreeMap<(GenerationId, Txid), Point>,
+}
+
+impl Reader {
+    /// A writer said that these commits are durable.
+    pub(super) fn promise(&mut self, commits: &[Arc<Commit>], who: &str) {
+        for commit in commits {
+            let promise = || (Arc::clone(commit), who.to_owned());
+            self.promised.entry(commit.id).or_insert_with(promise);
+        }
+    }
+
+    /// Whether this commit can be restored, as the last check saw it.
+    pub(super) fn has(&self, commit: &Commit) -> bool {
+        self.points.values().any(|(_, id)| *id == commit.id)
+    }
+
+    /// Reads every restore point and checks all that must hold at any time.
+    pub(super) async fn check(
+        &mut self,
+        store: Arc<dyn Store>,
+        histories: &Histories,
+    ) -> Result<(), Wrong> {
+        if store.list("", None).await.unwrap().is_empty() {
+            return self.nothing_is_gone(&BTreeMap::new());
+        }
+        let replica = Replica::new(store, Arc::new(BlockCache::new(8 << 20)));
+        replica
+            .refresh()
+            .await
+            .map_err(|e| format!("refresh: {e}"))?;
+        if let Some(trouble) = replica.troubles().first() {
+            return Err(format!("a reader sees trouble: {trouble}"));
+        }
+        let mut points = BTreeMap::new();
+        for point in replica.points(&PointsQuery::default()) {
+            let commit = read(&replica, &point, histories).await?;
+            let key = (point.generation, point.txid);
+            points.insert(key, Point { point, commit });
+        }
+        let seen = Seen { replica, points };
+        seen.generations_are_histories()?;
+        self.nothing_is_gone(&seen.points)?;
+        self.promises_are_kept(&seen)?;
+        seen.now_is_the_highest_generation()?;
+        seen.older_times_are_its_past()?;
+        let listed = seen.points.iter();
+        self.points
+            .extend(listed.map(|(key, point)| (*key, (point.point.time, point.commit.id))));
+        Ok(())
+    }
+
+    fn nothing_is_gone(&self, points: &BTreeMap<(GenerationId, Txid), Point>) -> Result<(), Wrong> {
+        for ((generation, txid), known) in &self.points {
+            let now = points.get(&(*generation, *txid));
+            let now = now.map(|now| (now.point.time, now.commit.id));
+            if now != Some(*known) {
+                return Err(format!(
+                    "restore point {generation} {txid} was {known:?} and is {now:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A commit that was called durable is a restore point, or is contained in the first one of the
+    /// generation that it went to (DESIGN 2).
+    fn promises_are_kept(&self, seen: &Seen) -> Result<(), Wrong> {
+        let kept: HashSet<u64> = seen.points.values().map(|point| point.commit.id).collect();
+        let firsts = seen.firsts();
+        for (commit, who) in self.promised.values() {
+            let is_before = |first: &&Point| {
+                let distance = first.commit.distance_from(commit);
+                distance.is_some_and(|distance| distance < first.point.txid.get())
+            };
+            if !kept.contains(&commit.id) && !firsts.iter().any(is_before) {
+                return Err(format!(
+                    "{who} called commit {} durable, and no restore point has it",
+                    commit.id
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads all pages of a restore point; the commit that they are the state of.
+async fn read(
+    replica: &Arc<Replica>,
+    point: &RestorePoint,
+    histories: &Histories,
+) -> Result<Arc<Commit>, Wrong> {
+    let named = |what: String| format!("{} {}: {what}", point.generation, point.txid);
+    let opened = replica.open(point).await;
+    let database = opened.map_err(|e| named(e.to_string()))?;
+    let ahead = ReadAhead::default();
+    let read = database.read(0, database.size() as usize, &ahead);
+    let bytes = read.await.map_err(|e| named(e.to_string()))?;
+    let found = histories.find(&bytes);
+    found.ok_or_else(|| named("its bytes are no state of any writer".to_owned()))
+}
+
+impl Seen {
+    /// The first restore point of each generation.
+    fn firsts(&self) -> Vec<&Point> {
+        let mut firsts: BTreeMap<GenerationId, &Point> = BTreeMap::new();
+        for ((generation, _), point) in &self.points {
+            firsts.entry(*generation).or_insert(point);
+        }
+        firsts.into_values().collect()
+    }
+
+    fn last_of(&self, generation: GenerationId) -> Option<&Point> {
+        let mut points = self.points.values();
+        points.rfind(|point| point.point.generation == generation)
+    }
+
+    /// In each generation every commit follows the one before it, at a later time.
+    fn generations_are_histories(&self) -> Result<(), Wrong> {
+        let pairs = self.points.values().zip(self.points.values().skip(1));
+        for (before, after) in pairs.filter(|(a, b)| a.point.generation == b.point.generation) {
+            let follows = after.commit.distance_from(&before.commit) == Some(1)
+                && after.point.txid == before.point.txid.next()
+                && after.point.time > before.point.time;
+            if !follows {
+                return Err(format!(
+                    "{:?} is commit {}, and {:?} after it is commit {}",
+                    before.point, before.commit.id, after.point, after.commit.id
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The highest generation that has a restore point.
+    fn highest(&self) -> Option<GenerationId> {
+        self.points.keys().map(|(generation, _)| *generation).max()
+    }
+
+    fn now_is_the_highest_generation(&self) -> Result<(), Wrong> {
+        let expected = self.highest().and_then(|highest| self.last_of(highest));
+        let now = self.replica.resolve(Moment::Latest).ok();
+        let expected = expected.map(|last| last.point);
+        if now != expected {
+            return Err(format!("now is {now:?} and should be {expected:?}"));
+        }
+        Ok(())
+    }
+
+    /// Every time resolves to a state that lies in the past of the newest one, or to none, and a
+    /// later time to a later one.
+    fn older_times_are_its_past(&self) -> Result<(), Wrong> {
+        let Some(newest) = self.highest().and_then(|highest| self.last_of(highest)) else {
+            return Ok(());
+        };
+        let times = self.points.values().map(|point| point.point.time.micros());
+        let mut times: Vec<i64> = times.flat_map(|time| [time - 1, time]).collect();
+        times.sort_unstable();
+        for time in times {
+            let time = Timestamp::from_micros(time);
+            let Ok(found) = self.replica.resolve(Moment::At(time)) else {
+                continue;
+            };
+            let there = &self.points[&(found.generation, found.txid)];
+            if newest.commit.distance_from(&there.commit).is_none() {
+                return Err(format!(
+                    "{time} is commit {} ({found:?}), which is not in the past of commit {} ({:?})",
+                    there.commit.id, newest.commit.id, newest.point
+                ));
+            }
+        }
+        self.times_ascend()
+    }
+
+    /// From each generation to the one that goes on from it, times ascend, unless the clock was set
+    /// back by more than an hour.
+    fn times_ascend(&self) -> Result<(), Wrong> {
+        for info in self.replica.generations() {
+            let parent = info.claim.and_then(|claim| claim.parent);
+            let shared = parent.and_then(|p| self.points.get(&(p.generation, p.txid)));
+            let (Some(first), Some(shared)) = (info.first, shared) else {
+                continue;
+            };
+            let ahead = shared.point.time.micros() - first.time.micros();
+            if (0..=HOUR_MICROS).contains(&ahead) {
+                return Err(format!(
+                    "{first:?} does not lie after {:?}, from which it goes on",
+                    shared.point
+                ));
+            }
+        }
+        Ok(())
+    }
+}
