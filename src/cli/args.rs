@@ -69,6 +69,10 @@ pub(crate) struct Replicate {
     /// How often to look at the database without having been woken
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     pub(crate) monitor_interval: Duration,
+    /// If another writer began a generation above ours in a replica, begin one above that, so that
+    /// readers follow this database again
+    #[arg(long)]
+    pub(crate) take_over: bool,
 }
 
 #[derive(Debug, Args)]

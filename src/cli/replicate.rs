@@ -16,6 +16,7 @@ pub(crate) async fn run(args: Replicate) -> Result<()> {
     let stop = stop_signal()?;
     let replicated = Replicated {
         max_spool_size: args.max_spool_size,
+        take_over: args.take_over,
         databases: vec![database(args)?],
         host: host(),
     };

@@ -7,13 +7,13 @@ use crate::daemon::replica::{ENDED, Replica, folder_of};
 use crate::daemon::status::{DatabaseState, DatabaseStatus, ReplicaState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replicate::act::Capture;
-use crate::replicate::history;
+use crate::replicate::blocking;
 use crate::replicate::identity::Identity;
+use crate::replicate::seed::{self, Asking, Held};
 use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
 use crate::replicate::upload::{Status, UploadSettings, Uploader};
 use crate::storage::Store;
-use crate::storage::catalog::Catalog;
 use futures_util::future::{join_all, select_all};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,6 +42,7 @@ const RELEASE_PAUSE: Duration = Duration::from_secs(1);
 /// A database that is being replicated.
 pub(super) struct Database {
     settings: DatabaseSettings,
+    take_over: bool,
     environment: Environment,
     identity: Arc<Identity>,
     spool: Arc<Spool>,
@@ -56,31 +57,32 @@ impl Database {
     /// # Errors
     /// `Conflict` if another process replicates the database, `Disk`, `Corrupt`, `Unavailable`.
     pub(super) async fn open(settings: &DatabaseSettings, fleet: &Fleet) -> Result<Self> {
-        let settings = settings.clone();
-        let (budget, host) = (fleet.budget.clone(), fleet.host.clone());
         let environment = fleet.environment.clone();
-        let span = tracing::Span::current();
-        let open = move || {
-            let _in = span.enter();
-            let meta_path = &settings.capture.meta_path;
-            let spool = Arc::new(Spool::open(meta_path, budget)?);
-            let path = settings.capture.database.display().to_string();
+        let capture = settings.capture.clone();
+        let (budget, host) = (fleet.budget.clone(), fleet.host.clone());
+        let (path, meta_path) = (capture.database.clone(), capture.meta_path.clone());
+        let outside = environment.clone();
+        let (spool, identity) = blocking(move || {
+            let spool = Arc::new(Spool::open(&meta_path, budget)?);
             let known = meta_path.join("database-id");
-            let identity = Identity::load(known, host, path, &environment)?;
-            let capture = settings.capture.clone();
-            let capture = Capture::start(capture, spool.clone(), environment.clone())?;
-            Ok(Self {
-                settings,
-                environment,
-                identity: Arc::new(identity),
-                spool,
-                capture: Arc::new(capture),
-                replicas: SetOnce::new(),
-            })
-        };
-        tokio::task::spawn_blocking(open)
-            .await
-            .unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+            let identity = Identity::load(known, host, path.display().to_string(), &outside)?;
+            Ok((spool, identity))
+        })
+        .await?;
+        if identity.database_id().is_none() || spool.position().is_none() {
+            ask_replicas(settings, &identity, &spool, &environment).await?;
+        }
+        let (outside, captured) = (environment.clone(), spool.clone());
+        let capture = blocking(move || Capture::start(capture, captured, outside)).await?;
+        Ok(Self {
+            settings: settings.clone(),
+            take_over: fleet.take_over,
+            environment,
+            identity: Arc::new(identity),
+            spool,
+            capture: Arc::new(capture),
+            replicas: SetOnce::new(),
+        })
     }
 
     /// Sends what is captured to the replicas, and lets the spool drop what they have, until all
@@ -112,11 +114,6 @@ impl Database {
         for replica in &self.settings.replicas {
             stores.push(crate::storage::open(&replica.location).await);
         }
-        let asked = stores.iter().zip(&self.settings.replicas);
-        let asked: Vec<(&str, &dyn Store)> = asked
-            .filter_map(|(store, replica)| Some((&*replica.name, &**store.as_ref().ok()?)))
-            .collect();
-        decide_database(&self.identity, &asked).await?;
         let mut replicas = Vec::new();
         for (store, settings) in stores.into_iter().zip(&self.settings.replicas) {
             let (name, location) = (settings.name.clone(), settings.location.to_string());
@@ -152,7 +149,7 @@ impl Database {
         let settings = UploadSettings {
             name: replica.name.clone(),
             sync_interval: replica.sync_interval,
-            take_over: false,
+            take_over: self.take_over,
             directory: folders.join(folder_of(&replica.location)),
         };
         Uploader::start(
@@ -344,22 +341,39 @@ fn may_go(needs: &[Option<u64>], is_tight: bool) -> Option<u64> {
     }
 }
 
-/// Decides which database it is, if that is not known, by the first replica that holds one: else an
-/// empty replica would draw a new id, and the others would be refused. A replica that does not
-/// answer has no say.
-async fn decide_database(identity: &Identity, replicas: &[(&str, &dyn Store)]) -> Result<()> {
-    if identity.database_id().is_some() {
-        return Ok(());
+/// Asks the replicas of a database that is new here, or whose spool was lost: which database it is,
+/// and where its capture begins. What cannot be asked shows once it is written to.
+async fn ask_replicas(
+    settings: &DatabaseSettings,
+    identity: &Identity,
+    spool: &Spool,
+    environment: &Environment,
+) -> Result<()> {
+    let asking = Asking::open(&settings.capture.database)?;
+    let mut stores = Vec::new();
+    for replica in &settings.replicas {
+        if let Ok(store) = crate::storage::open(&replica.location).await {
+            stores.push((&*replica.name, store));
+        }
     }
-    let each = replicas.iter().map(|&(name, store)| async move {
-        let held = async {
-            let listing = store.list("generations/", None).await?;
-            history::database_id(store, &Catalog::new(listing)).await
-        };
-        let found = match timeout(ASK_REPLICAS, held).await {
-            Ok(Ok(found)) => found,
+    let held = ask(&asking, &stores).await;
+    // It keeps a capture away, our own too.
+    drop(asking);
+    decide_database(identity, &held)?;
+    if spool.position().is_none() {
+        let held: Vec<Held> = held.into_iter().map(|(held, _)| held).collect();
+        seed::begin_at(spool, &held, environment)?;
+    }
+    Ok(())
+}
+
+/// What the replicas hold that answer in time, and where they lie.
+async fn ask(asking: &Asking, replicas: &[(&str, Arc<dyn Store>)]) -> Vec<(Held, String)> {
+    let each = replicas.iter().map(|(name, store)| async move {
+        match timeout(ASK_REPLICAS, asking.ask(&**store)).await {
+            Ok(Ok(held)) => Some((held, store.location().to_owned())),
             Ok(Err(e)) => {
-                tracing::warn!(replica = %name, "not asked which database it holds: {e}");
+                tracing::warn!(replica = %name, "not asked what it holds: {e}");
                 None
             }
             Err(_) => {
@@ -367,12 +381,23 @@ async fn decide_database(identity: &Identity, replicas: &[(&str, &dyn Store)]) -
                 tracing::warn!(replica = %name, "no answer within {seconds} s");
                 None
             }
-        };
-        found.map(|id| (id, store.location()))
+        }
     });
-    match join_all(each).await.into_iter().flatten().next() {
-        Some((id, location)) => identity.decide(Some(id), location).map(drop),
-        None => Ok(()),
+    join_all(each).await.into_iter().flatten().collect()
+}
+
+/// Decides which database it is, if that is not known, by the first replica that holds one: else an
+/// empty replica would draw a new id, and the others would be refused. A replica that does not
+/// answer has no say.
+fn decide_database(identity: &Identity, held: &[(Held, String)]) -> Result<()> {
+    let known = held
+        .iter()
+        .find_map(|(held, location)| Some((held.database_id?, location)));
+    match known {
+        Some((id, location)) if identity.database_id().is_none() => {
+            identity.decide(Some(id), location).map(drop)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -437,11 +462,12 @@ mod tests {
         let environment = Environment::of_tests();
         let identity = Identity::load(path, "host".into(), "app.db".into(), &environment).unwrap();
         let empty = MemoryStore::new();
-        let mut replicas: Vec<(&str, &dyn Store)> = vec![("away", &*away), ("empty", &*empty)];
-        decide_database(&identity, &replicas).await.unwrap();
+        let asking = Asking::open(&dir.path().join("app.db")).unwrap();
+        let mut replicas: Vec<(&str, Arc<dyn Store>)> = vec![("away", away), ("empty", empty)];
+        decide_database(&identity, &ask(&asking, &replicas).await).unwrap();
         assert_eq!(identity.database_id(), None);
-        replicas.push(("old", &*old));
-        decide_database(&identity, &replicas).await.unwrap();
+        replicas.push(("old", old));
+        decide_database(&identity, &ask(&asking, &replicas).await).unwrap();
         assert_eq!(identity.database_id(), Some(id));
     }
 }

@@ -29,6 +29,7 @@ pub(crate) struct Fleet {
     pub(super) budget: Arc<Budget>,
     pub(super) environment: Environment,
     pub(super) host: String,
+    pub(super) take_over: bool,
 }
 
 struct Member {
@@ -60,6 +61,7 @@ impl Fleet {
             budget: Budget::new(replicated.max_spool_size),
             environment,
             host: replicated.host,
+            take_over: replicated.take_over,
         }
     }
 

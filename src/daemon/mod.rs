@@ -45,6 +45,8 @@ pub struct Replicated {
     pub max_spool_size: Option<u64>,
     /// The machine, for messages.
     pub host: String,
+    /// Where another writer's generation is above ours, begin one above all.
+    pub take_over: bool,
 }
 
 /// Replicates databases until `stop`; then sends what is pending, as far as that goes within ten

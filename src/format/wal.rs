@@ -40,6 +40,15 @@ pub enum WordOrder {
     Big,
 }
 
+impl WordOrder {
+    /// As a WAL has it that is begun on this machine.
+    pub const NATIVE: Self = if cfg!(target_endian = "big") {
+        Self::Big
+    } else {
+        Self::Little
+    };
+}
+
 /// The header of a WAL, verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalHeader {

@@ -20,6 +20,7 @@ mod pool;
 pub mod put;
 mod rest;
 mod salvage;
+pub mod seed;
 pub mod sent;
 pub mod source;
 pub mod spool;
@@ -34,7 +35,7 @@ mod tests;
 use crate::error::Result;
 
 /// Runs blocking work beside the runtime.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let span = tracing::Span::current();

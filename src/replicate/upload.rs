@@ -47,7 +47,7 @@ pub struct UploadSettings {
     pub sync_interval: Duration,
     /// Where this replica's state and waiting objects lie, within the spool.
     pub directory: PathBuf,
-    /// Begin a generation above all others, once.
+    /// If another writer's generation is above ours, begin one above all.
     pub take_over: bool,
 }
 

@@ -184,8 +184,14 @@ impl Task {
         self.begin(tip, None, survey).await
     }
 
-    /// When a generation above all is wanted, and all that was captured before is sent, it begins.
+    /// When a generation above all is wanted since another writer's is above ours, it begins once
+    /// all is sent that was captured before.
     pub(super) async fn take_over(&mut self, tip: Tip) -> Result<()> {
+        if self.take_over && self.superseded.is_none() {
+            let ours = self.state().id;
+            tracing::info!("nothing to take over: no other writer is above {ours}");
+            self.take_over = false;
+        }
         let state = self.state();
         if !self.take_over || (state.run, state.sent_seq()) < (tip.run, tip.seq) {
             return Ok(());

@@ -80,7 +80,7 @@ pub(super) struct Task {
     /// The generations above ours, as far as they were read.
     pub(super) higher: BTreeMap<GenerationId, Higher>,
     pub(super) superseded: Option<String>,
-    /// A generation above all is wanted.
+    /// A generation above all is wanted, if another writer's is above ours.
     pub(super) take_over: bool,
     /// Segments stored since the start.
     pub(super) uploads: u64,
