@@ -47,6 +47,12 @@ pub(crate) fn check(world: &World, machines: &[&Machine]) -> Lineage {
 }
 
 impl Lineage {
+    /// Why each generation began.
+    pub(crate) fn reasons(&self) -> Vec<&str> {
+        let claims = self.generations.iter().map(|generation| &generation.claim);
+        claims.map(|claim| claim.reason.as_str()).collect()
+    }
+
     fn read(replica: &Path) -> Self {
         let reader = Reader::new(replica);
         let points = reader.generations();

@@ -9,7 +9,6 @@ use crate::writer::{Setup, Writer};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -28,6 +27,12 @@ pub(crate) struct Machine<'w> {
     folder: String,
     writer: Option<Writer>,
     daemon: Option<Running>,
+    /// Those before it: what they said is shown when a story fails.
+    ended: Vec<Running>,
+    /// Where its daemon replicates to.
+    pub(crate) replica: String,
+    /// What its daemon has in its environment.
+    pub(crate) environment: Vec<(String, PathBuf)>,
     /// What a `sqlrepl sync` called durable.
     pub(crate) durable: Vec<ImageHash>,
 }
@@ -69,6 +74,9 @@ impl<'w> Machine<'w> {
             folder: folder.to_owned(),
             writer: None,
             daemon: None,
+            ended: Vec::new(),
+            replica: REPLICA.to_owned(),
+            environment: Vec::new(),
             durable: Vec::new(),
         }
     }
@@ -107,27 +115,21 @@ impl<'w> Machine<'w> {
     /// Starts the daemon with more options, and waits until everything is durable.
     #[track_caller]
     pub(crate) fn replicate(&mut self, options: &str) {
-        self.replicate_with(options, |_| {});
-    }
-
-    /// The same with a change to the command.
-    #[track_caller]
-    pub(crate) fn replicate_with(&mut self, options: &str, change: impl FnOnce(&mut Command)) {
-        // It notes what is there before the daemon can.
-        self.writer();
-        let Self { world, folder, .. } = self;
-        let arguments =
-            format!("replicate {folder}/app.db {REPLICA} --sync-interval 10ms {options}");
-        let mut command = world.ours(&arguments);
-        change(&mut command);
-        self.daemon = Some(Running::start(&mut command, &world.logs()));
+        self.start(options);
         self.sync();
     }
 
-    /// Starts the daemon by a clock of its own.
+    /// Starts the daemon with more options, and waits for nothing.
     #[track_caller]
-    pub(crate) fn replicate_by(&mut self, clock: &Clock) {
-        self.replicate_with("", |command| clock.preload(command));
+    pub(crate) fn start(&mut self, options: &str) {
+        // It notes what is there before the daemon can.
+        self.writer();
+        let (database, replica) = (format!("{}/app.db", self.folder), &self.replica);
+        let words = format!("replicate {database} {replica} --sync-interval 10ms {options}");
+        let mut command = self.world.ours(&words);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        self.ended.extend(self.daemon.take());
+        self.daemon = Some(Running::start(&mut command, &self.world.logs()));
     }
 
     /// The running daemon.
@@ -138,14 +140,30 @@ impl<'w> Machine<'w> {
     /// Waits until what is committed by now is durable, from a daemon that may just be starting.
     #[track_caller]
     pub(crate) fn sync(&mut self) {
+        self.sync_unless(|| false);
+    }
+
+    /// The same; false if something else comes first.
+    #[track_caller]
+    pub(crate) fn sync_unless(&mut self, comes: impl Fn() -> bool) -> bool {
         let newest = self.images().pop();
-        let sync = format!("sync {}/app.db --timeout 30s", self.folder);
+        let words = format!("sync {}/app.db --timeout 30s", self.folder);
         let daemon = self.daemon.as_mut().expect("the daemon was started");
+        let mut sync = self.world.start(&words);
         wait_until(LONG, "a sync", || {
             assert!(daemon.is_running(), "the daemon ended");
-            self.world.sqlrepl(&sync).code == 0
+            match sync.exit_code() {
+                Some(0) => true,
+                Some(_) => {
+                    sync = self.world.start(&words);
+                    comes()
+                }
+                None => comes(),
+            }
         });
-        self.durable.extend(newest);
+        let is_durable = sync.exit_code() == Some(0);
+        self.durable.extend(newest.filter(|_| is_durable));
+        is_durable
     }
 
     /// Commits so many times, each of them durable before the next.
@@ -160,28 +178,25 @@ impl<'w> Machine<'w> {
     /// Ends the daemon as a service manager does.
     #[track_caller]
     pub(crate) fn stop(&mut self) {
-        let mut daemon = self.daemon.take().expect("the daemon was started");
-        assert_eq!(daemon.term(), 0);
+        assert_eq!(self.daemon().term(), 0);
+        self.ended.extend(self.daemon.take());
     }
 
     /// Kills the daemon.
     #[track_caller]
     pub(crate) fn kill(&mut self) {
-        let mut daemon = self.daemon.take().expect("the daemon was started");
-        daemon.kill9();
+        self.daemon().kill9();
+        self.ended.extend(self.daemon.take());
     }
 
     /// Loses its power: all that runs is killed.
     #[track_caller]
     pub(crate) fn crash(&mut self) {
-        for mut program in [
-            self.writer.take().map(|writer| writer.program),
-            self.daemon.take(),
-        ]
-        .into_iter()
-        .flatten()
-        {
-            program.kill9();
+        if let Some(mut writer) = self.writer.take() {
+            writer.program.kill9();
+        }
+        if self.daemon.is_some() {
+            self.kill();
         }
     }
 
@@ -245,9 +260,11 @@ impl Clock {
         file.write_all_at(&micros.to_ne_bytes(), 0).unwrap();
     }
 
-    fn preload(&self, command: &mut Command) {
-        command
-            .env("LD_PRELOAD", &self.library)
-            .env("SQLREPL_CLOCK", &self.file);
+    /// What makes it the clock of a daemon.
+    pub(crate) fn environment(&self) -> Vec<(String, PathBuf)> {
+        vec![
+            ("LD_PRELOAD".to_owned(), self.library.clone()),
+            ("SQLREPL_CLOCK".to_owned(), self.file.clone()),
+        ]
     }
 }

@@ -25,6 +25,7 @@ mod program;
 mod replicate;
 mod restore;
 mod s3_server;
+mod store_calls;
 mod stored;
 mod tidy;
 mod time_travel;

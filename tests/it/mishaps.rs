@@ -42,6 +42,7 @@ fn live_a_day(seed: u64) -> (usize, usize, usize) {
 /// A machine in use.
 struct Life<'w> {
     machine: Machine<'w>,
+    /// Its daemon's.
     clock: Clock,
     /// The daemon was started and not ended.
     runs: bool,
@@ -63,10 +64,12 @@ struct Day<'w> {
 }
 
 impl<'w> Life<'w> {
-    fn new(world: &'w World, machine: Machine<'w>, name: &str) -> Self {
+    fn new(world: &'w World, mut machine: Machine<'w>, name: &str) -> Self {
+        let clock = Clock::new(world, name);
+        machine.environment = clock.environment();
         Self {
             machine,
-            clock: Clock::new(world, name),
+            clock,
             runs: false,
             stands: false,
             has_copy: false,
@@ -75,7 +78,7 @@ impl<'w> Life<'w> {
 
     fn start(&mut self) {
         if !self.runs {
-            self.machine.replicate_by(&self.clock);
+            self.machine.replicate("");
             self.runs = true;
         }
     }

@@ -108,9 +108,12 @@ impl Hold {
     /// Waits until the request has come so far.
     #[track_caller]
     pub(crate) fn wait(&self) {
-        wait_until(LONG, "a request to hold", || {
-            *self.0.0.borrow() == Held::Waiting
-        });
+        wait_until(LONG, "a request to hold", || self.is_reached());
+    }
+
+    /// True once the request has come so far.
+    pub(crate) fn is_reached(&self) -> bool {
+        *self.0.0.borrow() == Held::Waiting
     }
 
     /// Lets it go on.

@@ -53,6 +53,25 @@ fn a_clone_that_starts_hours_later_forks_before_its_first_upload() {
 }
 
 #[test]
+fn a_lost_state_goes_on_in_its_generation_when_the_wal_proves_it() {
+    let world = World::new();
+    let mut one = Machine::new(&world, "one", 1_000_000);
+    one.replicate("");
+    one.commit_each(5);
+    one.kill();
+    fs::remove_dir_all(one.path(STATE)).unwrap();
+    let before = stored_bytes(&world);
+    one.commit(3);
+    one.replicate("");
+    one.commit_each(2);
+    let after = stored_bytes(&world);
+    let lineage = lineage::check(&world, &[&one]);
+    assert_eq!(lineage.generations.len(), 1);
+    assert_eq!(lineage.generations[0].points.len(), 11);
+    assert!(after - before < 64 << 10, "{} bytes", after - before);
+}
+
+#[test]
 fn a_lost_state_without_proof_begins_anew_and_stores_what_differs() {
     let world = World::new();
     let mut one = Machine::new(&world, "one", 1_000_000);
@@ -118,14 +137,15 @@ fn a_clock_that_is_set_back_an_hour_leaves_every_point_in_order() {
     let world = World::new();
     let clock = Clock::new(&world, "one");
     let mut one = Machine::new(&world, "one", 0);
-    one.replicate_by(&clock);
+    one.environment = clock.environment();
+    one.replicate("");
     one.commit_each(3);
     clock.set_back(HOUR);
     one.commit_each(3);
     let lineage = lineage::check(&world, &[&one]);
     assert_eq!(lineage.generations.len(), 1);
     one.stop();
-    one.replicate_by(&clock);
+    one.replicate("");
     one.commit_each(3);
     clock.set_back(2 * HOUR);
     one.commit_each(3);
@@ -139,7 +159,8 @@ fn a_clock_that_says_2099_and_is_put_right_leaves_every_point_in_order() {
     let world = World::new();
     let clock = Clock::new(&world, "one");
     let mut one = Machine::new(&world, "one", 0);
-    one.replicate_by(&clock);
+    one.environment = clock.environment();
+    one.replicate("");
     one.commit_each(3);
     clock.set_ahead(HOUR * 24 * 365 * 74);
     one.commit_each(3);
@@ -150,11 +171,11 @@ fn a_clock_that_says_2099_and_is_put_right_leaves_every_point_in_order() {
     assert_eq!(lineage.generations.len(), 2);
     one.stop();
     clock.set_ahead(HOUR * 24 * 365 * 74);
-    one.replicate_by(&clock);
+    one.replicate("");
     one.commit_each(3);
     clock.set_ahead(Duration::ZERO);
     one.stop();
-    one.replicate_by(&clock);
+    one.replicate("");
     one.commit_each(3);
     lineage::check(&world, &[&one]);
 }
