@@ -15,6 +15,9 @@ use std::time::Duration;
     args_override_self = true
 )]
 pub(crate) struct Cli {
+    /// The config file [default: $SQLREPL_CONFIG, else /etc/sqlrepl.toml]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -39,6 +42,10 @@ pub(crate) enum Command {
     Wal(OfGeneration),
     /// List the restore points of a replica
     Points(Points),
+    /// List the databases of the config file, and their newest restore points
+    Databases(Databases),
+    /// Print the config file's path, and what is in force
+    Config(Config),
     /// Print the version
     Version,
 }
@@ -77,7 +84,7 @@ pub(crate) struct Replicate {
 
 #[derive(Debug, Args)]
 pub(crate) struct Sync {
-    /// The database file
+    /// The database: by its name in the config file, or its path
     pub(crate) database: PathBuf,
     /// Only this replica, as it was given to `replicate`
     #[arg(long, value_name = "NAME")]
@@ -103,11 +110,12 @@ pub(crate) struct Status {
 }
 
 #[derive(Debug, Args)]
+#[command(override_usage = "sqlrepl mount [OPTIONS] [SOURCE] <DIR>")]
 pub(crate) struct Mount {
-    /// A replica, or a directory of replicas
-    pub(crate) source: String,
-    /// An empty directory
-    pub(crate) mountpoint: PathBuf,
+    /// What to show, and an empty directory for it. SOURCE is a replica, or a directory or prefix
+    /// of replicas; without it, the databases of the config file are shown
+    #[arg(required = true, num_args = 1..=2, value_names = ["SOURCE", "DIR"])]
+    pub(crate) places: Vec<String>,
     /// Let other users look, too
     #[arg(long)]
     pub(crate) allow_other: bool,
@@ -118,11 +126,14 @@ pub(crate) struct Mount {
 
 #[derive(Debug, Args)]
 pub(crate) struct Restore {
-    /// The replica
-    pub(crate) replica: String,
-    /// The file to write; must not exist
+    /// A database of the config file, by name or path, or a replica: a directory or s3://...
+    pub(crate) target: String,
+    /// The file to write; must not exist [default: the database's path in the config file]
     #[arg(short, long, value_name = "PATH")]
-    pub(crate) output: PathBuf,
+    pub(crate) output: Option<PathBuf>,
+    /// From this replica [default: the first of the database that has the moment]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) replica: Option<String>,
     /// The moment: 2024-01-01T10:30:00Z, 2024-01-01, @1704105000, 5m-ago, yesterday, latest, ...
     #[arg(long, value_name = "T", conflicts_with = "txid")]
     pub(crate) timestamp: Option<String>,
@@ -138,6 +149,9 @@ pub(crate) struct Restore {
     /// Do nothing, successfully, if the file exists
     #[arg(long)]
     pub(crate) if_db_not_exists: bool,
+    /// Do nothing, successfully, if no replica holds anything yet
+    #[arg(long)]
+    pub(crate) if_replica_exists: bool,
     /// Reads that are under way at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(crate) parallelism: usize,
@@ -145,8 +159,11 @@ pub(crate) struct Restore {
 
 #[derive(Debug, Args)]
 pub(crate) struct Listing {
-    /// The replica
-    pub(crate) replica: String,
+    /// A database of the config file, by name or path, or a replica: a directory or s3://...
+    pub(crate) target: String,
+    /// Of this replica [default: the first of the database that answers]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) replica: Option<String>,
     /// Print one JSON array
     #[arg(long)]
     pub(crate) json: bool,
@@ -174,4 +191,21 @@ pub(crate) struct Points {
     /// Only the newest so many
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Config {
+    /// Fail if there is no config file
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Databases {
+    /// Print one JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -1,15 +1,18 @@
 //! `sqlrepl generations`, `snapshots`, `wal` and `points`: what a replica holds.
 
 use crate::cli::args::{Listing, OfGeneration, Points};
+use crate::cli::clock;
+use crate::cli::config::Config;
 use crate::cli::table::{self, Align, Column};
-use crate::cli::{clock, replica_at};
+use crate::cli::target::{Target, first};
 use serde_json::{Value, json};
 use sqlrepl::error::{Error, Result};
 use sqlrepl::format::ids::{GenerationId, RestorePoint, Timestamp};
 use sqlrepl::format::moment::Moment;
 use sqlrepl::materialize::replica::{PointsQuery, Replica};
+use std::sync::Arc;
 
-pub(crate) async fn generations(args: Listing) -> Result<()> {
+pub(crate) async fn generations(args: Listing, config: &Config) -> Result<()> {
     const COLUMNS: [Column; 9] = [
         ("GENERATION", Align::Left),
         ("PARENT", Align::Left),
@@ -21,7 +24,7 @@ pub(crate) async fn generations(args: Listing) -> Result<()> {
         ("BYTES", Align::Right),
         ("REASON", Align::Left),
     ];
-    let replica = replica_at(&args.replica).await?;
+    let replica = replica_of(&args, config, None).await?;
     let time = |point: Option<RestorePoint>| json!(point.map(|point| point.time.to_string()));
     let mut rows = Vec::new();
     for generation in replica.generations() {
@@ -42,7 +45,7 @@ pub(crate) async fn generations(args: Listing) -> Result<()> {
     damage(&replica)
 }
 
-pub(crate) async fn snapshots(args: Listing) -> Result<()> {
+pub(crate) async fn snapshots(args: Listing, config: &Config) -> Result<()> {
     const COLUMNS: [Column; 7] = [
         ("GENERATION", Align::Left),
         ("TXID", Align::Left),
@@ -52,7 +55,7 @@ pub(crate) async fn snapshots(args: Listing) -> Result<()> {
         ("EXACT", Align::Left),
         ("COMPLETE", Align::Left),
     ];
-    let replica = replica_at(&args.replica).await?;
+    let replica = replica_of(&args, config, None).await?;
     let mut rows = Vec::new();
     for snapshot in replica.snapshots() {
         rows.push(vec![
@@ -69,7 +72,7 @@ pub(crate) async fn snapshots(args: Listing) -> Result<()> {
     damage(&replica)
 }
 
-pub(crate) async fn wal(args: OfGeneration) -> Result<()> {
+pub(crate) async fn wal(args: OfGeneration, config: &Config) -> Result<()> {
     const COLUMNS: [Column; 6] = [
         ("GENERATION", Align::Left),
         ("LEVEL", Align::Right),
@@ -78,8 +81,7 @@ pub(crate) async fn wal(args: OfGeneration) -> Result<()> {
         ("TIME", Align::Left),
         ("BYTES", Align::Right),
     ];
-    let replica = replica_at(&args.listing.replica).await?;
-    refuse_unknown(&replica, args.generation)?;
+    let replica = replica_of(&args.listing, config, args.generation).await?;
     let mut rows = Vec::new();
     for segment in replica.segments(args.generation) {
         rows.push(vec![
@@ -95,7 +97,7 @@ pub(crate) async fn wal(args: OfGeneration) -> Result<()> {
     damage(&replica)
 }
 
-pub(crate) async fn points(args: Points) -> Result<()> {
+pub(crate) async fn points(args: Points, config: &Config) -> Result<()> {
     const COLUMNS: [Column; 5] = [
         ("GENERATION", Align::Left),
         ("TXID", Align::Left),
@@ -109,8 +111,7 @@ pub(crate) async fn points(args: Points) -> Result<()> {
         until: args.until.as_deref().map(time_of).transpose()?,
         newest: args.limit,
     };
-    let replica = replica_at(&args.of.listing.replica).await?;
-    refuse_unknown(&replica, args.of.generation)?;
+    let replica = replica_of(&args.of.listing, config, args.of.generation).await?;
     let mut rows: Vec<Vec<Value>> = Vec::new();
     for point in replica.points(&query) {
         let page_size = replica.page_size(point.generation);
@@ -124,6 +125,20 @@ pub(crate) async fn points(args: Points) -> Result<()> {
     }
     table::print(&COLUMNS, &rows, args.of.listing.json)?;
     damage(&replica)
+}
+
+/// The first replica of the target that answers, and has the generation if one is named.
+async fn replica_of(
+    args: &Listing,
+    config: &Config,
+    generation: Option<GenerationId>,
+) -> Result<Arc<Replica>> {
+    let candidates = Target::find(&args.target, config)?.candidates(args.replica.as_deref())?;
+    first(&candidates, async |replica, _| {
+        refuse_unknown(replica, generation)?;
+        Ok(Arc::clone(replica))
+    })
+    .await
 }
 
 /// After the listing of what is there: what is damaged or missing is a failure.

@@ -2,29 +2,30 @@
 //! code. The clock and the signals come in here.
 
 mod args;
+mod config;
+mod databases;
 mod listings;
+mod log;
 mod mount;
 mod replicate;
 mod restore;
 mod status;
 mod sync;
 mod table;
+mod target;
 
+use crate::cli::config::Config;
+use crate::cli::log::Log;
 use clap::Parser;
 use nix::time::{ClockId, clock_gettime};
-use sqlrepl::config::location::Location;
 use sqlrepl::config::{Clock, Environment, random};
 use sqlrepl::error::{Error, ErrorKind, Result};
 use sqlrepl::format::ids::Timestamp;
-use sqlrepl::materialize::cache::BlockCache;
-use sqlrepl::materialize::replica::Replica;
-use sqlrepl::storage::{self, Store};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// Pages that a command keeps in memory, bytes.
 const CACHE_BYTES: u64 = 64 << 20;
@@ -32,17 +33,37 @@ const CACHE_BYTES: u64 = 64 << 20;
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
     let cli = args::Cli::parse();
-    start_log();
-    match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+    let (config, log) = match start(&cli) {
+        Ok(started) => started,
         Err(e) => {
             eprintln!("sqlrepl: {e}");
+            return exit_code(e.kind());
+        }
+    };
+    match run(cli.command, &config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            log.last_words(&e);
             exit_code(e.kind())
         }
     }
 }
 
-fn run(command: args::Command) -> Result<()> {
+/// Finds the config file and begins the log that it asks for.
+fn start(cli: &args::Cli) -> Result<(Config, Log)> {
+    let config = match cli.command {
+        args::Command::Version => Config::none(),
+        _ => Config::find(cli.config.as_deref())?,
+    };
+    let is_daemon = matches!(
+        cli.command,
+        args::Command::Replicate(_) | args::Command::Mount(_)
+    );
+    let log = Log::start(&config.log(), is_daemon)?;
+    Ok((config, log))
+}
+
+fn run(command: args::Command, config: &Config) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -50,15 +71,17 @@ fn run(command: args::Command) -> Result<()> {
         .map_err(|e| Error::disk("start the runtime", e))?;
     let done = runtime.block_on(async {
         match command {
-            args::Command::Replicate(args) => replicate::run(args).await,
-            args::Command::Sync(args) => sync::run(args).await,
+            args::Command::Replicate(args) => replicate::run(args, config).await,
+            args::Command::Sync(args) => sync::run(args, config).await,
             args::Command::Status(args) => status::run(args).await,
-            args::Command::Mount(args) => mount::run(args).await,
-            args::Command::Restore(args) => restore::run(args).await,
-            args::Command::Generations(args) => listings::generations(args).await,
-            args::Command::Snapshots(args) => listings::snapshots(args).await,
-            args::Command::Wal(args) => listings::wal(args).await,
-            args::Command::Points(args) => listings::points(args).await,
+            args::Command::Mount(args) => mount::run(args, config).await,
+            args::Command::Restore(args) => restore::run(args, config).await,
+            args::Command::Generations(args) => listings::generations(args, config).await,
+            args::Command::Snapshots(args) => listings::snapshots(args, config).await,
+            args::Command::Wal(args) => listings::wal(args, config).await,
+            args::Command::Points(args) => listings::points(args, config).await,
+            args::Command::Databases(args) => databases::run(&args, config).await,
+            args::Command::Config(args) => config::run(&args, config),
             args::Command::Version => say(concat!("sqlrepl ", env!("CARGO_PKG_VERSION"))),
         }
     });
@@ -75,18 +98,6 @@ fn exit_code(kind: ErrorKind) -> ExitCode {
         ErrorKind::NotFound => ExitCode::from(3),
         _ => ExitCode::FAILURE,
     }
-}
-
-fn start_log() {
-    // fuser logs each reply to a reader that was killed as an error.
-    let filter =
-        EnvFilter::try_from_env("SQLREPL_LOG").unwrap_or_else(|_| EnvFilter::new("info,fuser=off"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
 }
 
 /// Prints a line, or several.
@@ -149,25 +160,6 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
             std::process::exit(1);
         });
     })
-}
-
-/// The store at a place that must be there already, to be read.
-async fn existing_store_at(place: &str) -> Result<Arc<dyn Store>> {
-    let location = Location::parse(place)?;
-    match &location {
-        Location::Directory(path) if !path.is_dir() => Err(Error::not_found(format!(
-            "{place}: no such directory, so no replica is there"
-        ))),
-        _ => storage::open(&location).await,
-    }
-}
-
-/// The replica at a place that must be there already, read once.
-async fn replica_at(place: &str) -> Result<Arc<Replica>> {
-    let cache = Arc::new(BlockCache::new(CACHE_BYTES));
-    let replica = Replica::new(existing_store_at(place).await?, cache);
-    replica.refresh().await?;
-    Ok(replica)
 }
 
 #[cfg(test)]

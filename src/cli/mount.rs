@@ -1,25 +1,34 @@
 //! `sqlrepl mount`
 
 use crate::cli::args::Mount;
-use crate::cli::{clock, existing_store_at, say, stop_signal};
+use crate::cli::config::Config;
+use crate::cli::{clock, say, stop_signal};
 use sqlrepl::config::location::Location;
-use sqlrepl::error::Result;
+use sqlrepl::config::settings::Settings;
+use sqlrepl::error::{Error, Result};
+use sqlrepl::mount::discover::Source;
 use sqlrepl::mount::session::{self, MountOptions, Ready};
-use std::path::PathBuf;
+use sqlrepl::storage;
+use std::path::{Path, PathBuf};
 
-pub(crate) async fn run(args: Mount) -> Result<()> {
+pub(crate) async fn run(args: Mount, config: &Config) -> Result<()> {
     // First of all: whoever starts us may end us at any time.
     let stop = stop_signal()?;
-    let source = existing_store_at(&args.source).await?;
+    let shown = match args.places.as_slice() {
+        [source, _] => one(config.location(source)?, source).await?,
+        _ => all(config.settings()?).await?,
+    };
+    let mountpoint = Path::new(args.places.last().expect("there is at least one"));
     let options = MountOptions {
         cache_bytes: args.page_cache,
         allow_other: args.allow_other,
-        keep_out: directory(&args.source)?,
+        keep_out: shown.directories,
         ..MountOptions::default()
     };
     session::run(
-        vec![source],
-        &args.mountpoint,
+        shown.sources,
+        &shown.label,
+        mountpoint,
         options,
         clock(),
         say_ready,
@@ -28,12 +37,62 @@ pub(crate) async fn run(args: Mount) -> Result<()> {
     .await
 }
 
-/// What the mount point must not lie in.
-fn directory(source: &str) -> Result<Vec<PathBuf>> {
-    match Location::parse(source)? {
-        Location::Directory(path) => Ok(vec![path]),
-        Location::S3(_) => Ok(Vec::new()),
+/// What is mounted.
+struct Shown {
+    sources: Vec<Source>,
+    label: String,
+    /// What the mount point must not lie in.
+    directories: Vec<PathBuf>,
+}
+
+/// What a place holds: one replica, or several.
+async fn one(location: Location, written: &str) -> Result<Shown> {
+    let mut directories = Vec::new();
+    if let Location::Directory(path) = &location {
+        if !path.is_dir() {
+            return Err(Error::not_found(format!(
+                "{written}: no such directory, so no replica is there"
+            )));
+        }
+        directories.push(path.clone());
     }
+    let store = storage::open(&location).await?;
+    Ok(Shown {
+        label: store.location().to_owned(),
+        sources: vec![Source::Folder(store)],
+        directories,
+    })
+}
+
+/// The databases of the config file.
+async fn all(settings: &Settings) -> Result<Shown> {
+    let file = settings.file.as_deref().unwrap_or(Path::new(""));
+    if settings.databases.is_empty() {
+        return Err(Error::invalid(format!(
+            "{} has no [[db]], so there is nothing to mount; add one, or give a replica",
+            file.display()
+        )));
+    }
+    let mut sources = Vec::new();
+    let mut directories = Vec::new();
+    for database in &settings.databases {
+        let mut replicas = Vec::new();
+        for replica in &database.replicas {
+            if let Location::Directory(path) = &replica.location {
+                directories.push(path.clone());
+            }
+            replicas.push(storage::open(&replica.location).await?);
+        }
+        sources.push(Source::Database {
+            name: database.name.clone(),
+            replicas,
+        });
+    }
+    Ok(Shown {
+        sources,
+        label: file.display().to_string(),
+        directories,
+    })
 }
 
 /// The one line of a mount.

@@ -1,9 +1,9 @@
 //! `sqlrepl replicate`
 
 use crate::cli::args::Replicate;
+use crate::cli::config::Config;
 use crate::cli::{environment, stop_signal};
 use sqlrepl::config::file::replica_name;
-use sqlrepl::config::location::Location;
 use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings};
 use sqlrepl::config::{CaptureSettings, default_meta_path};
 use sqlrepl::daemon::{self, Replicated};
@@ -11,24 +11,24 @@ use sqlrepl::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub(crate) async fn run(args: Replicate) -> Result<()> {
+pub(crate) async fn run(args: Replicate, config: &Config) -> Result<()> {
     // First of all: whoever starts us may end us at any time.
     let stop = stop_signal()?;
     let replicated = Replicated {
         max_spool_size: args.max_spool_size,
         take_over: args.take_over,
-        databases: vec![database(args)?],
+        databases: vec![database(args, config)?],
         host: host(),
     };
     daemon::run(replicated, environment(), stop).await
 }
 
 /// The database of the command line.
-fn database(args: Replicate) -> Result<DatabaseSettings> {
+fn database(args: Replicate, config: &Config) -> Result<DatabaseSettings> {
     let database = full_path(&args.database)?;
     let mut replicas: Vec<ReplicaSettings> = Vec::new();
     for place in &args.replicas {
-        let location = Location::parse(place)?;
+        let location = config.location(place)?;
         if replicas.iter().any(|other| other.location == location) {
             return Err(Error::invalid(format!("{place} is given twice")));
         }

@@ -1,42 +1,97 @@
 //! `sqlrepl restore`
 
 use crate::cli::args::Restore;
-use crate::cli::{clock, replica_at, say};
+use crate::cli::config::Config;
+use crate::cli::target::{Target, first};
+use crate::cli::{clock, say};
 use indicatif::{ProgressBar, ProgressStyle};
-use sqlrepl::error::Result;
+use sqlrepl::error::{Error, ErrorKind, Result};
 use sqlrepl::format::ids::RestorePoint;
 use sqlrepl::format::moment::Moment;
+use sqlrepl::materialize::pages::Database;
 use sqlrepl::restore::{RestoreOptions, refuse_existing, restore, summarize};
+use std::cell::Cell;
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) async fn run(args: Restore) -> Result<()> {
-    if args.if_db_not_exists && args.output.exists() {
-        tracing::info!("{} exists: nothing to restore", args.output.display());
+pub(crate) async fn run(args: Restore, config: &Config) -> Result<()> {
+    let target = match Target::find(&args.target, config) {
+        Err(e) if args.if_replica_exists && may_come(&args.target, config) => {
+            return nothing_yet(&args.target, &e);
+        }
+        found => found?,
+    };
+    let output = output(&args, &target)?;
+    if args.if_db_not_exists && output.exists() {
+        tracing::info!("{} exists: nothing to restore", output.display());
         return Ok(());
     }
-    refuse_existing(&args.output)?;
+    refuse_existing(&output)?;
     let moment = match (&args.timestamp, &args.txid) {
         (_, Some(txid)) => Moment::parse_txid(txid)?,
         (Some(time), None) => Moment::parse_time(time, clock()())?,
         (None, None) => Moment::Latest,
     };
-    let replica = replica_at(&args.replica).await?;
-    let point = match args.generation {
-        Some(generation) => replica.resolve_in(generation, moment)?,
-        None => replica.resolve(moment)?,
-    };
-    let database = replica.open(&point).await?;
+    let candidates = target.candidates(args.replica.as_deref())?;
+    let holds_something = Cell::new(false);
+    let opened = first(&candidates, async |replica, candidate| {
+        holds_something.set(holds_something.get() || replica.newest().is_some());
+        let point = match args.generation {
+            Some(generation) => replica.resolve_in(generation, moment)?,
+            None => replica.resolve(moment)?,
+        };
+        let database = replica.open(&point).await?;
+        Ok((database, point, candidate.name.clone()))
+    })
+    .await;
+    match opened {
+        Err(e)
+            if args.if_replica_exists
+                && e.kind() == ErrorKind::NotFound
+                && !holds_something.get() =>
+        {
+            nothing_yet(&args.target, &e)
+        }
+        opened => {
+            let (database, point, from) = opened?;
+            let what = described(&from, &point, &output);
+            write(&args, &database, &output, &what).await
+        }
+    }
+}
+
+/// Whether what is not there may only not be there yet: a place, where a name that the config file
+/// does not know is more likely a slip.
+fn may_come(target: &str, config: &Config) -> bool {
+    target.contains('/') || config.known().is_none()
+}
+
+fn nothing_yet(target: &str, why: &Error) -> Result<()> {
+    tracing::info!("{target} holds nothing to restore yet: {why}");
+    Ok(())
+}
+
+/// The file to write.
+fn output(args: &Restore, target: &Target<'_>) -> Result<PathBuf> {
+    match (&args.output, target) {
+        (Some(output), _) => Ok(output.clone()),
+        (None, Target::Database(database)) => Ok(database.capture.database.clone()),
+        (None, Target::Replica(candidate)) => Err(Error::invalid(format!(
+            "{} is a replica, which does not say where its database belongs; give -o PATH, or a \
+             database of the config file",
+            candidate.name
+        ))),
+    }
+}
+
+async fn write(args: &Restore, database: &Arc<Database>, output: &Path, what: &str) -> Result<()> {
     if args.dry_run {
-        let summary = summarize(&database, &args.output).await?;
+        let summary = summarize(database, output).await?;
         return say(&format!(
-            "would restore {}: {} bytes, from {} bytes in {} objects by {} reads",
-            described(&args, &point),
-            summary.file_bytes,
-            summary.stored_bytes,
-            summary.objects,
-            summary.reads
+            "would restore {what}: {} bytes, from {} bytes in {} objects by {} reads",
+            summary.file_bytes, summary.stored_bytes, summary.objects, summary.reads
         ));
     }
     let (bar, progress) = progress();
@@ -44,24 +99,19 @@ pub(crate) async fn run(args: Restore) -> Result<()> {
         parallelism: args.parallelism,
         progress: Some(progress),
     };
-    let restored = restore(&database, &args.output, &options).await;
+    let restored = restore(database, output, &options).await;
     bar.finish_and_clear();
     let summary = restored?;
-    say(&format!(
-        "restored {}: {} bytes",
-        described(&args, &point),
-        summary.file_bytes
-    ))
+    say(&format!("restored {what}: {} bytes", summary.file_bytes))
 }
 
-fn described(args: &Restore, point: &RestorePoint) -> String {
+fn described(from: &str, point: &RestorePoint, output: &Path) -> String {
     format!(
-        "{} as of {} (txid {} of generation {}) to {}",
-        args.replica,
+        "{from} as of {} (txid {} of generation {}) to {}",
         point.time,
         point.txid,
         point.generation,
-        args.output.display()
+        output.display()
     )
 }
 

@@ -1,11 +1,14 @@
-//! Which databases the sources hold: a source that is a replica itself, or the replicas one level
-//! below it. Finds them; remembers nothing.
+//! Which databases the sources hold: a source that is a replica itself, the replicas one level below
+//! it, or one database with several replicas. Finds them; remembers nothing.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Store;
+use futures_util::future::join_all;
 use futures_util::stream::{StreamExt, TryStreamExt};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// A replica's own folder, by which it is known.
 const GENERATIONS: &str = "generations/";
@@ -13,40 +16,86 @@ const GENERATIONS: &str = "generations/";
 /// Folders asked at once.
 const AT_ONCE: usize = 16;
 
+/// How long one of several replicas of a database may take to answer before it is passed over.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What is mounted.
+#[derive(Clone)]
+pub enum Source {
+    /// A replica, or the folder of several; each is called as its folder is.
+    Folder(Arc<dyn Store>),
+    /// One database.
+    Database {
+        /// What it is called.
+        name: String,
+        /// Its replicas: the first that answers is shown.
+        replicas: Vec<Arc<dyn Store>>,
+    },
+}
+
 /// Where a replica lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Which source.
     pub source: usize,
-    /// Which folder of it, if it is not the source itself.
-    pub folder: Option<String>,
+    /// Where in it.
+    pub part: Part,
+}
+
+/// A part of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// A folder of it.
+    Folder(String),
+    /// One of its replicas.
+    Replica(usize),
 }
 
 impl Place {
     /// The store that the replica is the root of.
-    pub fn store(&self, sources: &[Arc<dyn Store>]) -> Arc<dyn Store> {
-        let source = &sources[self.source];
-        match &self.folder {
-            Some(folder) => source.below(folder),
-            None => source.clone(),
+    pub fn store(&self, sources: &[Source]) -> Arc<dyn Store> {
+        match (&sources[self.source], &self.part) {
+            (Source::Folder(store), Part::Folder(folder)) => store.below(folder),
+            (Source::Folder(store), _) => store.clone(),
+            (Source::Database { replicas, .. }, Part::Replica(n)) => replicas[*n].clone(),
+            (Source::Database { replicas, .. }, _) => replicas[0].clone(),
         }
     }
 }
 
-/// The replicas of all sources by the names of their directories. `is_known` spares a question to
-/// the store about a folder that was found to be a replica before.
+/// What was found.
+#[derive(Default)]
+pub struct Found {
+    /// Replicas by the names of their directories.
+    pub by_name: BTreeMap<String, Place>,
+    /// Why replicas of databases were passed over.
+    pub passed_over: Vec<Error>,
+}
+
+/// The replicas of all sources. `is_known` spares a question to the store about a replica that was
+/// found before.
 ///
 /// # Errors
-/// `Unavailable`, and `Invalid` if two replicas have one name or one has none.
+/// `Invalid` if two replicas have one name or one has none; why a folder cannot be listed; if no
+/// database was found, why one was passed over.
 pub async fn replicas(
-    sources: &[Arc<dyn Store>],
+    sources: &[Source],
     is_known: &(dyn Fn(&Place) -> bool + Sync),
-) -> Result<BTreeMap<String, Place>> {
-    let mut by_name: BTreeMap<String, Place> = BTreeMap::new();
-    for (source, store) in sources.iter().enumerate() {
-        for place in below(source, store, is_known).await? {
-            let name = name(&place, store.location())?;
-            if let Some(other) = by_name.get(&name) {
+) -> Result<Found> {
+    let mut found = Found::default();
+    let each = sources.iter().enumerate();
+    let each: Vec<_> = each
+        .map(|(n, source)| within(n, source, is_known))
+        .collect();
+    let mut each = futures_util::stream::iter(each).buffered(AT_ONCE);
+    while let Some(one) = each.next().await {
+        let (places, passed_over) = one?;
+        found.passed_over.extend(passed_over);
+        for place in places {
+            let name = name(&place, sources)?;
+            if let Some(other) = found.by_name.get(&name) {
                 return Err(Error::invalid(format!(
                     "two replicas would both be the directory \"{name}\": {} and {}; \
                      mount them in two places or rename one",
@@ -54,10 +103,67 @@ pub async fn replicas(
                     place.store(sources).location(),
                 )));
             }
-            by_name.insert(name, place);
+            found.by_name.insert(name, place);
         }
     }
-    Ok(by_name)
+    if found.by_name.is_empty() && !found.passed_over.is_empty() {
+        // One that does not answer may yet have something, whatever others refuse.
+        let away = |error: &Error| error.kind() == ErrorKind::Unavailable;
+        let first = found.passed_over.iter().position(away).unwrap_or(0);
+        return Err(found.passed_over.swap_remove(first));
+    }
+    Ok(found)
+}
+
+/// The replicas of one source, and why others were passed over.
+async fn within(
+    n: usize,
+    source: &Source,
+    is_known: &(dyn Fn(&Place) -> bool + Sync),
+) -> Result<(Vec<Place>, Vec<Error>)> {
+    match source {
+        Source::Folder(store) => Ok((below(n, store, is_known).await?, Vec::new())),
+        Source::Database { replicas, .. } => Ok(best(n, replicas, is_known).await),
+    }
+}
+
+/// The first replica of a database that answers and holds something. One that was found before
+/// stays, unless one before it answers now.
+async fn best(
+    source: usize,
+    replicas: &[Arc<dyn Store>],
+    is_known: &(dyn Fn(&Place) -> bool + Sync),
+) -> (Vec<Place>, Vec<Error>) {
+    let part = |n| Place {
+        source,
+        part: Part::Replica(n),
+    };
+    let known = (0..replicas.len()).find(|n| is_known(&part(*n)));
+    let asked = &replicas[..known.unwrap_or(replicas.len())];
+    let answers: Vec<_> = asked.iter().map(holds_replica).collect();
+    let mut passed_over = Vec::new();
+    for (n, answer) in join_all(answers).await.into_iter().enumerate() {
+        match answer {
+            Ok(true) => return (vec![part(n)], passed_over),
+            Ok(false) => {}
+            Err(e) => passed_over.push(e),
+        }
+    }
+    (known.map(part).into_iter().collect(), passed_over)
+}
+
+/// Whether a replica lies at the root of a store, if it answers in time.
+async fn holds_replica(store: &Arc<dyn Store>) -> Result<bool> {
+    match timeout(PATIENCE, store.list_folder("")).await {
+        Ok(Ok(names)) => Ok(names.iter().any(|name| name == GENERATIONS)),
+        Ok(Err(e)) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Ok(Err(e)) => Err(e),
+        Err(_) => Err(Error::unavailable(format!(
+            "{}: no answer within {} s",
+            store.location(),
+            PATIENCE.as_secs()
+        ))),
+    }
 }
 
 async fn below(
@@ -69,14 +175,14 @@ async fn below(
     if folders.iter().any(|name| name == GENERATIONS) {
         return Ok(vec![Place {
             source,
-            folder: None,
+            part: Part::Whole,
         }]);
     }
     let mut places = Vec::new();
     for folder in folders.iter().filter_map(|name| name.strip_suffix('/')) {
         if is_directory_name(folder) {
-            let folder = Some(folder.to_owned());
-            places.push(Place { source, folder });
+            let part = Part::Folder(folder.to_owned());
+            places.push(Place { source, part });
         }
     }
     let asked = futures_util::stream::iter(places)
@@ -90,18 +196,21 @@ async fn below(
 }
 
 async fn is_replica(store: &Arc<dyn Store>, place: &Place) -> Result<bool> {
-    let Some(folder) = &place.folder else {
+    let Part::Folder(folder) = &place.part else {
         return Ok(true);
     };
     let inside = store.list_folder(&format!("{folder}/")).await?;
     Ok(inside.iter().any(|name| name == GENERATIONS))
 }
 
-/// The last part of the replica's path.
-fn name(place: &Place, location: &str) -> Result<String> {
-    let name = match &place.folder {
-        Some(folder) => folder,
-        None => location
+/// The name of a database, else the last part of the replica's path.
+fn name(place: &Place, sources: &[Source]) -> Result<String> {
+    let store = place.store(sources);
+    let location = store.location();
+    let name = match (&sources[place.source], &place.part) {
+        (Source::Database { name, .. }, _) => name,
+        (_, Part::Folder(folder)) => folder,
+        _ => location
             .trim_end_matches('/')
             .rsplit('/')
             .next()

@@ -7,10 +7,10 @@
 use crate::config::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::materialize::cache::BlockCache;
+use crate::mount::discover::Source;
 use crate::mount::fuse::{FuseOptions, MountedView};
 use crate::mount::mountpoint::{self, Mount};
 use crate::mount::view::{View, ViewOptions};
-use crate::storage::Store;
 use fuser::{Config, Session, SessionACL};
 use nix::unistd::{getegid, geteuid};
 use std::future::Future;
@@ -68,24 +68,21 @@ pub struct Ready {
     pub databases: Option<usize>,
 }
 
-/// Mounts the replicas in `sources` (each one itself or the folder of several) on a directory,
+/// Mounts the databases in `sources` on a directory; `label` is the source that the kernel shows;
 /// calls `ready` when files can be read, and serves them until `stop` or until somebody unmounts.
 ///
 /// # Errors
-/// `Invalid` for a mount point that will not do and for two replicas of one name.
+/// `Invalid` for a mount point that will not do and for two replicas of one name; `Refused` if that
+/// is all the answer there is.
 pub async fn run(
-    sources: Vec<Arc<dyn Store>>,
+    sources: Vec<Source>,
+    label: &str,
     mountpoint: &Path,
     options: MountOptions,
     clock: Clock,
     ready: impl FnOnce(&Ready),
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
-    let source = sources
-        .iter()
-        .map(|store| store.location())
-        .collect::<Vec<_>>()
-        .join(" ");
     let view = View::new(
         sources,
         Arc::new(BlockCache::new(options.cache_bytes)),
@@ -103,9 +100,9 @@ pub async fn run(
         gid: getegid().as_raw(),
     };
     let files = MountedView::new(view, runtime::Handle::current(), fuse_options);
-    let path = mountpoint.to_owned();
+    let (path, label) = (mountpoint.to_owned(), label.to_owned());
     // Looking at a path may wait for whatever file system lies there.
-    let mounting = tokio::task::spawn_blocking(move || mount(files, &path, &source, &options));
+    let mounting = tokio::task::spawn_blocking(move || mount(files, &path, &label, &options));
     let (session, mount, mountpoint) = mounting
         .await
         .map_err(|broken| Error::invalid(format!("mounting broke off: {broken}")))??;
@@ -134,7 +131,9 @@ pub async fn run(
 async fn first_look(view: &View, patience: Duration) -> Result<Option<usize>> {
     match timeout(patience, view.start()).await {
         Ok(Ok(databases)) => Ok(Some(databases)),
-        Ok(Err(error)) if error.kind() == ErrorKind::Invalid => Err(error),
+        Ok(Err(error)) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Refused) => {
+            Err(error)
+        }
         Ok(Err(error)) => {
             tracing::warn!("mounting without a look at the databases: {error}");
             Ok(None)

@@ -18,12 +18,11 @@ use crate::materialize::cache::BlockCache;
 use crate::materialize::pages::Database;
 use crate::materialize::replica::{PointsQuery, Replica};
 use crate::mount::complaints::Complaints;
-use crate::mount::discover::{self, Place};
+use crate::mount::discover::{self, Place, Source};
 use crate::mount::follow::{Follow, Look, Need};
 use crate::mount::inode::{DatabaseNumber, Inode, Meaning, Slots};
 use crate::mount::locked;
 use crate::mount::opened::Opened;
-use crate::storage::Store;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -156,7 +155,7 @@ pub enum Answer<T> {
 
 /// The tree.
 pub struct View {
-    sources: Vec<Arc<dyn Store>>,
+    sources: Vec<Source>,
     cache: Arc<BlockCache>,
     clock: Clock,
     options: ViewOptions,
@@ -165,6 +164,7 @@ pub struct View {
     databases: Mutex<Databases>,
     slots: Mutex<Slots>,
     opened: Mutex<Opened>,
+    complaints: Mutex<Complaints>,
 }
 
 /// The databases seen so far.
@@ -189,7 +189,7 @@ pub struct Member {
 impl View {
     /// The tree of the replicas in `sources`. Reads nothing yet.
     pub fn new(
-        sources: Vec<Arc<dyn Store>>,
+        sources: Vec<Source>,
         cache: Arc<BlockCache>,
         options: ViewOptions,
         clock: Clock,
@@ -204,6 +204,7 @@ impl View {
             databases: Mutex::default(),
             slots: Mutex::default(),
             opened: Mutex::default(),
+            complaints: Mutex::default(),
         })
     }
 
@@ -241,9 +242,15 @@ impl View {
             databases.all.iter().any(|member| member.place == *place)
         };
         let found = discover::replicas(&self.sources, &is_known).await?;
+        for error in &found.passed_over {
+            if locked(&self.complaints).is_news(&error.to_string(), Instant::now()) {
+                tracing::warn!("a replica is passed over: {error}");
+            }
+        }
         let mut databases = locked(&self.databases);
         let all = &mut databases.all;
         let by_name = found
+            .by_name
             .into_iter()
             .map(|(name, place)| (name, self.member(all, place)))
             .collect();

@@ -6,6 +6,7 @@ use crate::stored::{Stored, at};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use sqlrepl::error::{Error, ErrorKind};
 use sqlrepl::format::ids::Timestamp;
+use sqlrepl::mount::discover::Source;
 use sqlrepl::mount::mountpoint::Mount;
 use sqlrepl::mount::session::{self, MountOptions, Ready};
 use sqlrepl::storage::Store;
@@ -111,7 +112,8 @@ impl Served {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(session::run(
-                vec![store],
+                vec![Source::Folder(store)],
+                "memory",
                 &at,
                 options,
                 Arc::new(|| {

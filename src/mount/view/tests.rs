@@ -1,5 +1,6 @@
 use super::history::{History, PAGE, TestClock, at, page};
 use super::*;
+use crate::storage::Store;
 use crate::storage::fault::{Fault, FaultStore, Verb, every};
 use crate::storage::memory::MemoryStore;
 use std::fmt::Write as _;
@@ -29,7 +30,12 @@ impl World {
             patience: SECOND * 5,
         };
         let cache = Arc::new(BlockCache::new(1 << 20));
-        let view = View::new(vec![source.clone()], cache, options, clock.clock());
+        let view = View::new(
+            vec![Source::Folder(source.clone())],
+            cache,
+            options,
+            clock.clock(),
+        );
         Self {
             faults,
             source,
@@ -452,7 +458,8 @@ async fn two_replicas_of_one_name_are_refused_with_both_their_places() {
         patience: SECOND,
     };
     let cache = Arc::new(BlockCache::new(1 << 20));
-    let view = View::new(sources.to_vec(), cache, options, clock);
+    let sources = sources.map(Source::Folder).to_vec();
+    let view = View::new(sources, cache, options, clock);
     let error = view.start().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(

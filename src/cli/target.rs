@@ -1,0 +1,200 @@
+//! What a command's target means: a replica as it is written, or a database of the config file with
+//! its replicas; and which of those is read.
+
+use crate::cli::CACHE_BYTES;
+use crate::cli::config::Config;
+use sqlrepl::config::file::replica_name;
+use sqlrepl::config::location::{Location, real_path};
+use sqlrepl::config::settings::{DatabaseSettings, Settings};
+use sqlrepl::error::{Error, ErrorKind, Result};
+use sqlrepl::materialize::cache::BlockCache;
+use sqlrepl::materialize::replica::Replica;
+use sqlrepl::storage;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long a replica may take to be looked at while there is another one to read.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a target means.
+#[derive(Debug)]
+pub(crate) enum Target<'a> {
+    /// A replica.
+    Replica(Candidate),
+    /// A database of the config file.
+    Database(&'a DatabaseSettings),
+}
+
+/// A replica that may be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    /// How messages name it.
+    pub(crate) name: String,
+    /// Where it lies.
+    pub(crate) location: Location,
+}
+
+impl<'a> Target<'a> {
+    /// A URL, or a directory in which a replica lies, is meant as it is written; else a database is,
+    /// by its name and then by its path; else a directory, whatever it holds.
+    ///
+    /// # Errors
+    /// `NotFound`, which says what was tried.
+    pub(crate) fn find(text: &str, config: &'a Config) -> Result<Self> {
+        let as_written = || {
+            Ok(Self::Replica(Candidate {
+                name: replica_name(text),
+                location: config.location(text)?,
+            }))
+        };
+        let path = Path::new(text);
+        let is_url = text.contains("://") || text.starts_with("s3:");
+        if is_url || path.join("generations").is_dir() {
+            return as_written();
+        }
+        if let Some(database) = config.known().and_then(|known| named(known, text)) {
+            return Ok(Self::Database(database));
+        }
+        match path.is_dir() {
+            true => as_written(),
+            false => Err(Error::not_found(nowhere(text, config.known()))),
+        }
+    }
+
+    /// The replicas that may be read, in order; only the one with this name, if there is a name.
+    ///
+    /// # Errors
+    /// `Invalid` if no replica has that name.
+    pub(crate) fn candidates(&self, replica: Option<&str>) -> Result<Vec<Candidate>> {
+        let database = match (self, replica) {
+            (Self::Replica(candidate), None) => return Ok(vec![candidate.clone()]),
+            (Self::Replica(candidate), Some(_)) => {
+                return Err(Error::invalid(format!(
+                    "--replica picks a replica of a database in the config file; {} is one itself",
+                    candidate.name
+                )));
+            }
+            (Self::Database(database), _) => database,
+        };
+        let found: Vec<Candidate> = database
+            .replicas
+            .iter()
+            .filter(|other| replica.is_none_or(|replica| is_named(&other.name, replica)))
+            .map(|replica| Candidate {
+                name: replica.name.clone(),
+                location: replica.location.clone(),
+            })
+            .collect();
+        match (found.is_empty(), replica) {
+            (true, Some(replica)) => {
+                let names = database.replicas.iter().map(|replica| &*replica.name);
+                Err(Error::invalid(format!(
+                    "database {} has no replica {replica}; it has {}",
+                    database.name,
+                    names.collect::<Vec<_>>().join(", ")
+                )))
+            }
+            _ => Ok(found),
+        }
+    }
+}
+
+/// A replica is named exactly, or as a place is written.
+fn is_named(name: &str, asked: &str) -> bool {
+    name == asked || name == replica_name(asked)
+}
+
+/// The database of this name, else the one at this path.
+pub(crate) fn named<'a>(settings: &'a Settings, text: &str) -> Option<&'a DatabaseSettings> {
+    let by = |is: &dyn Fn(&DatabaseSettings) -> bool| settings.databases.iter().find(|db| is(db));
+    by(&|database| database.name == text).or_else(|| {
+        let path = real_path(Path::new(text)).ok()?;
+        by(&|database| database.capture.database == path)
+    })
+}
+
+fn nowhere(text: &str, settings: Option<&Settings>) -> String {
+    match settings {
+        Some(settings) => {
+            let file = settings.file.as_deref().unwrap_or(Path::new("the config"));
+            format!(
+                "{text}: no such directory, so no replica is there, and no database of {} has \
+                 that name or path",
+                file.display()
+            )
+        }
+        None => format!("{text}: no such directory, so no replica is there"),
+    }
+}
+
+/// The replica at a place that must be there already, read once.
+pub(crate) async fn open(location: &Location) -> Result<Arc<Replica>> {
+    if let Location::Directory(path) = location
+        && !path.is_dir()
+    {
+        return Err(Error::not_found(format!(
+            "{location}: no such directory, so no replica is there"
+        )));
+    }
+    let cache = Arc::new(BlockCache::new(CACHE_BYTES));
+    let replica = Replica::new(storage::open(location).await?, cache);
+    replica.refresh().await?;
+    Ok(replica)
+}
+
+/// What `ask` gives of the first replica that answers and has what it asks for. Those that do not
+/// are passed over with a warning.
+///
+/// # Errors
+/// The only one's; else what came of each, as `NotFound` only if none has it, for sure.
+pub(crate) async fn first<T>(
+    candidates: &[Candidate],
+    ask: impl AsyncFn(&Arc<Replica>, &Candidate) -> Result<T>,
+) -> Result<T> {
+    let mut failures: Vec<(&str, Error)> = Vec::new();
+    for (n, candidate) in candidates.iter().enumerate() {
+        let look = open(&candidate.location);
+        let looked = match n + 1 < candidates.len() {
+            true => timeout(PATIENCE, look).await.unwrap_or_else(|_| {
+                Err(Error::unavailable(format!(
+                    "{}: no answer within {} s; --replica waits longer",
+                    candidate.location,
+                    PATIENCE.as_secs()
+                )))
+            }),
+            false => look.await,
+        };
+        let asked = match looked {
+            Ok(replica) => ask(&replica, candidate).await,
+            Err(e) => Err(e),
+        };
+        match asked {
+            Ok(answer) => return Ok(answer),
+            Err(e) if e.kind() == ErrorKind::Invalid => return Err(e),
+            Err(e) => {
+                if n + 1 < candidates.len() {
+                    tracing::warn!("replica {} is passed over: {e}", candidate.name);
+                }
+                failures.push((&candidate.name, e));
+            }
+        }
+    }
+    Err(none(failures))
+}
+
+/// Of several failures one that leaves the matter open weighs most.
+fn none(mut failures: Vec<(&str, Error)>) -> Error {
+    if failures.len() == 1 {
+        return failures.remove(0).1;
+    }
+    let kind = failures
+        .iter()
+        .map(|(_, e)| e.kind())
+        .find(|kind| *kind != ErrorKind::NotFound)
+        .unwrap_or(ErrorKind::NotFound);
+    let each = failures.iter().map(|(name, e)| format!("{name}: {e}"));
+    let each: Vec<String> = each.collect();
+    Error::new(kind, format!("no replica has it: {}", each.join("; ")))
+}
