@@ -13,6 +13,7 @@ use rusqlite::{OpenFlags, ffi};
 use std::ffi::{c_int, c_void};
 use std::path::Path;
 use std::ptr;
+use std::sync::Once;
 use std::time::Duration;
 
 /// Size of a region of the wal-index, bytes (walformat, "The WAL-Index File Format").
@@ -70,6 +71,7 @@ impl Connection {
     /// # Errors
     /// What [`from_sqlite`] says.
     pub(super) fn open(path: &Path) -> Result<Self> {
+        set_no_pages_aside();
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let inner = rusqlite::Connection::open_with_flags(path, flags)
             .map_err(|e| from_sqlite(path, &e))?;
@@ -102,8 +104,8 @@ impl Connection {
             );
         }
         self.inner.set_prepared_statement_cache_capacity(8);
-        self.inner
-            .execute_batch("PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-16;")?;
+        // Not cache_size: it would parse the schema, and only the first page is ever read this way.
+        self.inner.execute_batch("PRAGMA wal_autocheckpoint=0")?;
         let mut persist: c_int = 1;
         self.file_control(ffi::SQLITE_FCNTL_PERSIST_WAL, (&raw mut persist).cast())
     }
@@ -123,13 +125,14 @@ impl Connection {
         Ok(file)
     }
 
-    /// The journal mode that the database is in: `wal`, `delete`, ...
+    /// The journal mode that the database is in: `wal`, `delete`, ... Parses the schema, which stays
+    /// in memory as long as the connection.
     pub(super) fn journal_mode(&self) -> rusqlite::Result<String> {
         self.inner
             .query_row("PRAGMA journal_mode", [], |row| row.get(0))
     }
 
-    /// Switches the database to WAL mode; the mode that it is in afterwards.
+    /// Switches the database to WAL mode; the mode that it is in afterwards. Parses the schema.
     pub(super) fn switch_to_wal(&self) -> rusqlite::Result<String> {
         self.inner
             .query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))
@@ -255,6 +258,28 @@ impl Connection {
         }
         check(code)
     }
+}
+
+/// Keeps SQLite from setting memory for twenty pages aside for each connection, 88 KB.
+fn set_no_pages_aside() {
+    static IS_SET: Once = Once::new();
+    IS_SET.call_once(|| {
+        // SAFETY: nothing else in this program uses SQLite, and all that this module does with it
+        // comes behind this call; the three arguments are those of this option: buffer, size of a
+        // page, pages.
+        let code = unsafe {
+            ffi::sqlite3_config(
+                ffi::SQLITE_CONFIG_PAGECACHE,
+                ptr::null_mut::<c_void>(),
+                0 as c_int,
+                0 as c_int,
+            )
+        };
+        // Somebody has used SQLite before: it only takes more memory.
+        if let Err(e) = check(code) {
+            tracing::debug!("SQLite keeps its pages as it likes: {e}");
+        }
+    });
 }
 
 fn check(code: c_int) -> rusqlite::Result<()> {

@@ -13,6 +13,7 @@ use crate::replicate::spool::{Position, Spool, SpooledCommit};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,8 @@ const PART_BYTES: u64 = 16 << 20;
 #[derive(Debug)]
 pub(super) struct WalFile {
     file: Flock<File>,
+    /// Device and inode.
+    id: (u64, u64),
     path: PathBuf,
 }
 
@@ -50,8 +53,12 @@ impl WalFile {
                     errno => Error::disk(format!("lock {}", path.display()), errno.into()),
                 },
             )?;
+        let meta = file
+            .metadata()
+            .map_err(|e| Error::disk(format!("stat {}", path.display()), e))?;
         Ok(Self {
             file,
+            id: id(&meta),
             path: path.to_path_buf(),
         })
     }
@@ -61,17 +68,21 @@ impl WalFile {
         &self.path
     }
 
+    /// Its descriptor.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
     /// Size, bytes.
     pub(super) fn bytes(&self) -> Result<u64> {
         Ok(self.metadata()?.size())
     }
 
-    /// Whether the path still leads to this file.
-    pub(super) fn is_in_place(&self) -> Result<bool> {
-        let ours = self.metadata()?;
+    /// Size, bytes, if the path still leads to this file. While it is open its inode is no other's.
+    pub(super) fn bytes_in_place(&self) -> Result<Option<u64>> {
         match std::fs::metadata(&self.path) {
-            Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Ok(there) => Ok((id(&there) == self.id).then_some(there.size())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::disk(format!("stat {}", self.path.display()), e)),
         }
     }
@@ -315,6 +326,11 @@ impl Copy<'_> {
         self.spool.sync()?;
         Ok(Copied::Done)
     }
+}
+
+/// Device and inode of a file.
+fn id(meta: &std::fs::Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
 }
 
 /// A commit of which not all frames were seen yet.

@@ -183,13 +183,15 @@ impl Live {
     /// `Conflict` if another daemon captures this database; else what keeps it from being captured.
     pub(super) fn attach(context: Context, anew: Option<Break>) -> Result<Self> {
         let pin = Connection::open(&context.database)?;
-        make_wal(&context, &pin)?;
+        if !is_wal(&context, &pin)? {
+            make_wal(&context, &Connection::open(&context.database)?)?;
+        }
         begin(&context, &pin)?;
         let wal = Arc::new(WalFile::open(&beside(&context.database, "-wal"))?);
         let file = file_state(&context.database)?;
         warn_of_wal_reset_bug(&context, &pin);
         let seen = index(&context, &pin)?;
-        let locks = ShmLocks::find(&beside(&context.database, "-shm"))
+        let locks = ShmLocks::find(&beside(&context.database, "-shm"), wal.descriptor())
             .inspect_err(|e| tracing::warn!("{e}; a waiting checkpointer will not be noticed"))
             .ok();
         let now = Instant::now();
@@ -244,7 +246,7 @@ impl Live {
         loop {
             let seen = self.look().map_err(Leave::Failed)?;
             let must_tick = self.watch_snapshots(&seen).map_err(Leave::Failed)?;
-            let limits = self.limits();
+            let limits = self.limits(&seen);
             let step = decide::next_step(&seen, &self.done.end, self.page_size, &limits);
             tracing::trace!(
                 "{:?} {:?} at {:?} -> {step:?}",
@@ -302,12 +304,17 @@ impl Live {
         }
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&self, seen: &Seen) -> Limits {
         let settings = &self.context.settings;
+        // Asks the file system: only where there is something to find room for.
+        let needs_room = seen.index.end != self.done.end;
         Limits {
             wal_bytes: settings.wal_size,
             writer_lock: settings.writer_lock,
-            budget_bytes: self.context.spool.room(),
+            budget_bytes: match needs_room {
+                true => self.context.spool.room(),
+                false => u64::MAX,
+            },
             monitor: settings.monitor_interval,
             timing: self.context.timing,
         }
@@ -318,10 +325,11 @@ impl Live {
         let waited_for = self.waited_for(&index);
         // By the path that the user gave: a symbolic link may lead elsewhere by now.
         let file = FileState::of(&self.context.settings.database)?;
+        let wal_bytes = self.wal.bytes_in_place()?;
         let files = match &file {
             None => Files::Gone,
             Some(file) if file.id() != self.file => Files::Replaced,
-            Some(_) if !self.wal.is_in_place()? => Files::WalReplaced,
+            Some(_) if wal_bytes.is_none() => Files::WalReplaced,
             Some(_) => Files::Same,
         };
         let held = decide::uncopied_bytes(&index.end, &self.done.end, self.page_size);
@@ -351,7 +359,7 @@ impl Live {
             waited_for,
             idle: hurry(self.last_commit.elapsed()),
             since_event: self.last_event.elapsed(),
-            wal_is_empty: self.wal.bytes()? == 0,
+            wal_is_empty: wal_bytes == Some(0),
             tries: Tries {
                 failed: self.tries,
                 last: self.last_try.0,
@@ -483,7 +491,20 @@ fn spin_for_lock(locker: &Connection) -> rusqlite::Result<bool> {
     }
 }
 
-/// Sees to it that the database is in WAL mode.
+/// Whether the database is in WAL mode, without parsing its schema.
+fn is_wal(context: &Context, connection: &Connection) -> Result<bool> {
+    let mut bytes = [0; DB_HEADER_BYTES];
+    // Within a transaction the file is what it says; what a writer left behind is rolled back.
+    let read = connection.begin_read().and_then(|()| {
+        connection.read_file(&mut bytes, 0)?;
+        connection.end()
+    });
+    read.map_err(|e| context.sql(&e))?;
+    Ok(DbHeader::parse(&bytes).is_ok_and(|header| header.is_wal))
+}
+
+/// Sees to it that the database is in WAL mode. What this connection learns of the schema stays in
+/// memory: not one to keep.
 fn make_wal(context: &Context, connection: &Connection) -> Result<()> {
     let path = context.database.display();
     let mode = connection.journal_mode().map_err(|e| context.sql(&e))?;

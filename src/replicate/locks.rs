@@ -9,12 +9,15 @@ use nix::fcntl::{FcntlArg, fcntl};
 use std::fs;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A commit, and a checkpoint that keeps writers out, holds this byte.
 const WRITE_BYTE: i64 = 120;
 /// Every checkpoint holds this byte.
 const CHECKPOINT_BYTE: i64 = 121;
+
+/// Descriptors that are looked at before all others.
+const NEAR: RawFd = 8;
 
 /// SQLite's descriptor of a `-shm` file.
 #[derive(Debug)]
@@ -24,23 +27,27 @@ pub(super) struct ShmLocks {
 
 impl ShmLocks {
     /// Finds the descriptor that a connection of this process has open. It stays so as long as any
-    /// connection of the process to the database does.
+    /// connection of the process to the database does. `after`: one that was opened soon after it;
+    /// the process may have thousands.
     ///
     /// # Errors
     /// `Disk` if it cannot be found.
-    pub(super) fn find(shm: &Path) -> Result<Self> {
+    pub(super) fn find(shm: &Path, after: RawFd) -> Result<Self> {
         let failed = |e| Error::disk(format!("find the descriptor of {}", shm.display()), e);
         let wanted = fs::metadata(shm).map_err(failed)?;
+        let is_it = |descriptor: &RawFd| {
+            // Looks through the link, without opening anything; some links lead nowhere.
+            let seen = fs::metadata(format!("/proc/self/fd/{descriptor}"));
+            seen.is_ok_and(|seen| (seen.dev(), seen.ino()) == (wanted.dev(), wanted.ino()))
+        };
+        let found = (after.saturating_sub(NEAR)..after).rev().find(is_it);
+        if let Some(descriptor) = found {
+            return Ok(Self { descriptor });
+        }
         for entry in fs::read_dir("/proc/self/fd").map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            let Some(descriptor) = name.to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            // Looks through the link, without opening anything; some links lead nowhere.
-            let Ok(seen) = fs::metadata(PathBuf::from("/proc/self/fd").join(&name)) else {
-                continue;
-            };
-            if (seen.dev(), seen.ino()) == (wanted.dev(), wanted.ino()) {
+            let descriptor = name.to_str().and_then(|name| name.parse().ok());
+            if let Some(descriptor) = descriptor.filter(is_it) {
                 return Ok(Self { descriptor });
             }
         }

@@ -12,11 +12,9 @@ use crate::replicate::decide::TICK;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// A task that is parked for long may be called before its time by so much, so that one wake-up is
-/// for many.
-const SLACK: Duration = Duration::from_millis(100);
-/// The same for shorter times: this part of them.
-const SLACK_PART: u32 = 10;
+/// A parked task is called earlier than it has to be, by this part of its time at most, where
+/// another one is called anyway: so that one wake-up is for many, and they stay in step.
+const SLACK_PART: u32 = 4;
 /// Nobody waits longer.
 const WAIT_MAX: Duration = Duration::from_secs(86_400);
 /// How long nothing is asked of a system that gave no thread.
@@ -58,9 +56,10 @@ enum Place {
     /// Keeps this thread.
     Dozing(Hand),
     Ready,
+    /// Holds no thread for so long, until then, unless there is news.
     Parked {
+        wait: Duration,
         until: Instant,
-        slack: Duration,
     },
 }
 
@@ -78,7 +77,9 @@ pub(super) struct Schedule {
     ready: VecDeque<Id>,
     /// When something was last taken from a queue of several, or it was empty before.
     moved: Instant,
-    parked: BTreeSet<(Instant, Id)>,
+    /// The parked ones by the time from which they may be called, and by the one at which they must.
+    may: BTreeSet<(Instant, Id)>,
+    must: BTreeSet<(Instant, Id)>,
     /// The last to lie down is called first, so that those not needed end.
     idle: Vec<Hand>,
     threads: usize,
@@ -92,7 +93,8 @@ impl Schedule {
             slots: HashMap::new(),
             ready: VecDeque::new(),
             moved: now,
-            parked: BTreeSet::new(),
+            may: BTreeSet::new(),
+            must: BTreeSet::new(),
             idle: Vec::new(),
             threads: 0,
             threads_max,
@@ -163,8 +165,7 @@ impl Schedule {
         match self.slots.get(&id)?.place {
             Place::Running | Place::Ready => None,
             Place::Dozing(hand) => Some(Call::Wake(hand)),
-            Place::Parked { until, .. } => {
-                self.parked.remove(&(until, id));
+            Place::Parked { .. } => {
                 self.queue(id, now);
                 self.call()
             }
@@ -204,9 +205,9 @@ impl Schedule {
         }
         let wait = wait.min(WAIT_MAX);
         let until = now + wait;
-        let slack = (wait / SLACK_PART).min(SLACK);
-        slot.place = Place::Parked { until, slack };
-        self.parked.insert((until, id));
+        slot.place = Place::Parked { wait, until };
+        self.may.insert((until - wait / SLACK_PART, id));
+        self.must.insert((until, id));
         Rest::Part
     }
 
@@ -220,22 +221,18 @@ impl Schedule {
         slot.is_some_and(|slot| slot.rung || slot.changed)
     }
 
-    /// Makes ready what is due by now. With the first one that is, all those whose time is near.
+    /// Makes ready what is due by now; once something is, also what may be called.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Call> {
         let mut calls = Vec::new();
-        if self.parked.first().is_some_and(|(until, _)| *until <= now) {
-            let near = self.parked.iter().copied();
-            let near = near.take_while(|(until, _)| *until <= now + SLACK);
-            let due: Vec<_> = near
-                .filter(|(until, id)| *until <= now + self.slack(*id))
-                .collect();
-            for (until, id) in due {
-                let is_short = self.slack(id) <= TICK / SLACK_PART;
-                self.parked.remove(&(until, id));
-                self.queue(id, now);
-                if is_short || calls.is_empty() {
-                    calls.extend(self.call());
-                }
+        let is_due = self.must.first().is_some_and(|(until, _)| *until <= now);
+        while let Some((from, id)) = self.may.first().copied().filter(|_| is_due) {
+            if from > now {
+                break;
+            }
+            let wait = self.queue(id, now);
+            // One thread for all but those that would have dozed.
+            if wait <= TICK || calls.is_empty() {
+                calls.extend(self.call());
             }
         }
         if self.is_stuck(now) {
@@ -243,13 +240,6 @@ impl Schedule {
             calls.extend(self.call());
         }
         calls
-    }
-
-    fn slack(&self, id: Id) -> Duration {
-        match self.slots.get(&id).map(|slot| &slot.place) {
-            Some(Place::Parked { slack, .. }) => *slack,
-            _ => Duration::ZERO,
-        }
     }
 
     /// Whether those who wait for a thread have done so for too long: one that was called for them
@@ -264,18 +254,26 @@ impl Schedule {
 
     /// When [`Schedule::due`] has something to do.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let due = self.parked.first().map(|(until, _)| *until);
+        let due = self.must.first().map(|(until, _)| *until);
         let stuck = self.may_be_stuck().then(|| self.moved + TICK);
         due.into_iter().chain(stuck).min()
     }
 
-    fn queue(&mut self, id: Id, now: Instant) {
+    /// How long it was parked for, if it was.
+    fn queue(&mut self, id: Id, now: Instant) -> Duration {
         if self.ready.is_empty() {
             self.moved = now;
         }
-        let slot = self.slots.get_mut(&id).expect("only known tasks are ready");
-        slot.place = Place::Ready;
         self.ready.push_back(id);
+        let slot = self.slots.get_mut(&id).expect("only known tasks are ready");
+        match std::mem::replace(&mut slot.place, Place::Ready) {
+            Place::Parked { wait, until } => {
+                self.may.remove(&(until - wait / SLACK_PART, id));
+                self.must.remove(&(until, id));
+                wait
+            }
+            Place::Running | Place::Dozing(_) | Place::Ready => Duration::ZERO,
+        }
     }
 
     /// A thread for what is ready.

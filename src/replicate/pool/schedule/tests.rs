@@ -94,11 +94,18 @@ fn one_wake_up_is_for_all_whose_time_is_near() {
     schedule.lie_down(hand);
     let woken = schedule.next_due().unwrap();
     assert_eq!(woken, now + SECOND);
-    // A tenth of a second's worth of them, with one thread for all.
     assert_eq!(schedule.due(woken), [Call::Wake(hand)]);
-    let taken = std::iter::from_fn(|| schedule.take(woken)).count();
-    assert_eq!(taken, 101);
-    assert_eq!(schedule.next_due(), Some(woken + SLACK + TICK / 8));
+    let taken: Vec<_> = std::iter::from_fn(|| schedule.take(woken)).collect();
+    assert_eq!(taken.len(), 200);
+    // From now on they are in step.
+    for (id, _) in taken {
+        schedule.rest(id, hand, SECOND, woken);
+    }
+    assert_eq!(schedule.next_due(), Some(woken + SECOND));
+    assert_eq!(schedule.due(woken + SECOND * 9 / 10), []);
+    // What happens to one does not call the others.
+    schedule.ring(ids[0], woken + SECOND * 9 / 10);
+    assert_eq!(schedule.ready.len(), 1);
 }
 
 #[test]
