@@ -39,6 +39,8 @@ install: build-needs
 	install -D -m 755 target/release/sqlrepl $(DESTDIR)$(PREFIX)/bin/sqlrepl
 	install -D -m 644 contrib/sqlrepl@.service \
 	    $(DESTDIR)$(PREFIX)/lib/systemd/system/sqlrepl@.service
+	install -D -m 644 contrib/sqlrepl.service \
+	    $(DESTDIR)$(PREFIX)/lib/systemd/system/sqlrepl.service
 
 needs:
 	@contrib/needs build run

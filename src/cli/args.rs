@@ -52,11 +52,23 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Replicate {
-    /// The database file
-    pub(crate) database: PathBuf,
-    /// Where its replicas lie: one directory each
-    #[arg(required = true)]
+    /// The database file; without it, the databases of the config file are replicated
+    #[arg(requires = "replicas")]
+    pub(crate) database: Option<PathBuf>,
+    /// Where its replicas lie: a directory or s3://bucket/prefix each
     pub(crate) replicas: Vec<String>,
+    #[command(flatten)]
+    pub(crate) options: ReplicateOptions,
+    /// If another writer began a generation above ours in a replica, begin one above that, so that
+    /// readers follow this database again
+    #[arg(long)]
+    pub(crate) take_over: bool,
+}
+
+/// What the config file says of a database, for the one of the command line.
+#[derive(Debug, Args)]
+#[group(multiple = true, requires = "database")]
+pub(crate) struct ReplicateOptions {
     /// How long the first commit that is not sent waits for company; 0 sends at once
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     pub(crate) sync_interval: Duration,
@@ -76,10 +88,6 @@ pub(crate) struct Replicate {
     /// How often to look at the database without having been woken
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     pub(crate) monitor_interval: Duration,
-    /// If another writer began a generation above ours in a replica, begin one above that, so that
-    /// readers follow this database again
-    #[arg(long)]
-    pub(crate) take_over: bool,
 }
 
 #[derive(Debug, Args)]
@@ -99,10 +107,11 @@ pub(crate) struct Sync {
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// The database file
-    pub(crate) database: PathBuf,
+    /// The database: by its name in the config file, or its path; without it, all databases of the
+    /// config file
+    pub(crate) database: Option<PathBuf>,
     /// Where the spool of `replicate` lies [default: .<file>-sqlrepl beside the database]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "database")]
     pub(crate) meta_path: Option<PathBuf>,
     /// Print one JSON array
     #[arg(long)]

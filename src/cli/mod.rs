@@ -73,7 +73,7 @@ fn run(command: args::Command, config: &Config) -> Result<()> {
         match command {
             args::Command::Replicate(args) => replicate::run(args, config).await,
             args::Command::Sync(args) => sync::run(args, config).await,
-            args::Command::Status(args) => status::run(args).await,
+            args::Command::Status(args) => status::run(args, config).await,
             args::Command::Mount(args) => mount::run(args, config).await,
             args::Command::Restore(args) => restore::run(args, config).await,
             args::Command::Generations(args) => listings::generations(args, config).await,

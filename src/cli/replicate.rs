@@ -1,6 +1,6 @@
 //! `sqlrepl replicate`
 
-use crate::cli::args::Replicate;
+use crate::cli::args::{Replicate, ReplicateOptions};
 use crate::cli::config::Config;
 use crate::cli::{environment, stop_signal};
 use sqlrepl::config::file::replica_name;
@@ -14,20 +14,39 @@ use std::time::Duration;
 pub(crate) async fn run(args: Replicate, config: &Config) -> Result<()> {
     // First of all: whoever starts us may end us at any time.
     let stop = stop_signal()?;
+    let (databases, max_spool_size) = match &args.database {
+        Some(path) => {
+            let replicas = places(&args.replicas, args.options.sync_interval, config)?;
+            let database = database(path, replicas, &args.options)?;
+            (vec![database], args.options.max_spool_size)
+        }
+        None => {
+            let settings = config.settings()?;
+            if settings.databases.is_empty() {
+                return Err(Error::invalid(
+                    "the config file names no database to replicate: add a [[db]]",
+                ));
+            }
+            (settings.databases.clone(), settings.max_spool_size)
+        }
+    };
     let replicated = Replicated {
-        max_spool_size: args.max_spool_size,
+        databases,
+        max_spool_size,
         take_over: args.take_over,
-        databases: vec![database(args, config)?],
         host: host(),
     };
     daemon::run(replicated, environment(), stop).await
 }
 
-/// The database of the command line.
-fn database(args: Replicate, config: &Config) -> Result<DatabaseSettings> {
-    let database = full_path(&args.database)?;
+/// The replicas of the command line.
+fn places(
+    places: &[String],
+    sync_interval: Duration,
+    config: &Config,
+) -> Result<Vec<ReplicaSettings>> {
     let mut replicas: Vec<ReplicaSettings> = Vec::new();
-    for place in &args.replicas {
+    for place in places {
         let location = config.location(place)?;
         if replicas.iter().any(|other| other.location == location) {
             return Err(Error::invalid(format!("{place} is given twice")));
@@ -35,25 +54,33 @@ fn database(args: Replicate, config: &Config) -> Result<DatabaseSettings> {
         replicas.push(ReplicaSettings {
             name: replica_name(place),
             location,
-            sync_interval: args.sync_interval,
+            sync_interval,
             retention: None,
             retention_check_interval: Duration::from_secs(60 * 60),
             snapshot_interval: Duration::from_secs(24 * 60 * 60),
             validation_interval: None,
         });
     }
+    Ok(replicas)
+}
+
+/// The database of the command line.
+fn database(
+    path: &Path,
+    replicas: Vec<ReplicaSettings>,
+    options: &ReplicateOptions,
+) -> Result<DatabaseSettings> {
+    let database = full_path(path)?;
     let name = database.file_stem().unwrap_or_default();
-    let meta_path = args
-        .meta_path
-        .unwrap_or_else(|| default_meta_path(&database));
+    let meta_path = options.meta_path.clone();
     Ok(DatabaseSettings {
         name: name.to_string_lossy().into_owned(),
         capture: CaptureSettings {
+            meta_path: meta_path.unwrap_or_else(|| default_meta_path(&database)),
+            wal_size: options.wal_size,
+            writer_lock: !options.no_writer_lock,
+            monitor_interval: options.monitor_interval,
             database,
-            meta_path,
-            wal_size: args.wal_size,
-            writer_lock: !args.no_writer_lock,
-            monitor_interval: args.monitor_interval,
         },
         replicas,
     })

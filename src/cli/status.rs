@@ -1,23 +1,27 @@
 //! `sqlrepl status`: how the databases get on, as the daemons that replicate them say.
 
 use crate::cli::args::Status;
+use crate::cli::config::Config;
 use crate::cli::replicate::full_path;
 use crate::cli::say;
 use crate::cli::table::{self, Align, Column};
+use crate::cli::target::named;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use sqlrepl::config::default_meta_path;
 use sqlrepl::daemon::control;
 use sqlrepl::daemon::status::{DatabaseState, DatabaseStatus, ReplicaState, ReplicaStatus};
 use sqlrepl::error::{Error, Result};
+use std::path::Path;
 
-pub(crate) async fn run(args: Status) -> Result<()> {
-    let path = full_path(&args.database)?;
-    let meta_path = args
-        .meta_path
-        .unwrap_or_else(|| sqlrepl::config::default_meta_path(&path));
-    let name = path.file_stem().unwrap_or_default();
-    let name = name.to_string_lossy().into_owned();
-    let asked = vec![DatabaseStatus::not_running(name, path, meta_path)];
+pub(crate) async fn run(args: Status, config: &Config) -> Result<()> {
+    let asked = match &args.database {
+        Some(database) => vec![one(database, args.meta_path.as_deref(), config)?],
+        None => {
+            let databases = &config.settings()?.databases;
+            databases.iter().map(DatabaseStatus::of_settings).collect()
+        }
+    };
     let found = ask(asked).await;
     if args.json {
         say(&json!(found).to_string())?;
@@ -26,6 +30,26 @@ pub(crate) async fn run(args: Status) -> Result<()> {
         table::print(&COLUMNS, &rows, false)?;
     }
     verdict(&found)
+}
+
+/// The database that the user named, before anybody was asked.
+fn one(database: &Path, meta_path: Option<&Path>, config: &Config) -> Result<DatabaseStatus> {
+    let text = database.to_string_lossy();
+    let known = config.known().and_then(|known| named(known, &text));
+    let mut asked = match known {
+        Some(database) => DatabaseStatus::of_settings(database),
+        None => {
+            let path = full_path(database)?;
+            let name = path.file_stem().unwrap_or_default();
+            let name = name.to_string_lossy().into_owned();
+            let meta_path = default_meta_path(&path);
+            DatabaseStatus::not_running(name, path, meta_path)
+        }
+    };
+    if let Some(meta_path) = meta_path {
+        asked.meta_path = meta_path.to_owned();
+    }
+    Ok(asked)
 }
 
 /// What is to be said of databases that, as far as is known, do not run. A process that replicates
