@@ -24,6 +24,7 @@ mod oracle;
 mod program;
 mod replicate;
 mod restore;
+mod s3;
 mod s3_server;
 mod store_calls;
 mod stored;

@@ -11,10 +11,11 @@ mod objects;
 mod wire;
 
 use crate::program::{LONG, wait_until};
+use sqlrepl::config::location::{Credentials, S3Location, Secret};
 use sqlrepl::format::ids::Timestamp;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -218,6 +219,7 @@ enum Order {
 
 /// The running server.
 pub(crate) struct Server {
+    root: PathBuf,
     address: SocketAddr,
     shared: Arc<Shared>,
     /// Each with the channel on which it is answered. None: about to end.
@@ -249,6 +251,7 @@ impl Server {
             runtime.block_on(serving);
         });
         let server = Self {
+            root: root.to_owned(),
             address,
             shared,
             orders: Some(orders),
@@ -262,6 +265,22 @@ impl Server {
     /// Its URL.
     pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// A prefix in a bucket of its own, with all that it takes to get there.
+    pub(crate) fn place(&self, bucket: &str, prefix: &str) -> S3Location {
+        S3Location {
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+            region: Some(REGION.to_owned()),
+            endpoint: Some(self.endpoint()),
+            force_path_style: None,
+            checksums: true,
+            credentials: Some(Credentials {
+                access_key_id: ACCESS_KEY_ID.to_owned(),
+                secret_access_key: Secret::new(SECRET_ACCESS_KEY.to_owned()),
+            }),
+        }
     }
 
     /// From now on requests go wrong by this rule and no other.
@@ -328,6 +347,21 @@ impl Server {
     pub(crate) fn uploads(&self) -> Vec<String> {
         let uploads = lock(&self.shared.uploads);
         uploads.values().map(|upload| upload.key.clone()).collect()
+    }
+
+    /// Leaves an upload in parts behind, as a program does that was killed; it can be aborted only.
+    pub(crate) fn leave_upload(&self, bucket: &str, key: &str) {
+        let upload = Upload {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            began: self.shared.now(),
+        };
+        let number = lock(&self.shared.uploads).len();
+        let id = format!("00000000-0000-4000-8000-{number:012}");
+        // How `s3s-fs` knows it, and to whom it belongs.
+        let note = self.root.join(format!(".upload-{id}.json"));
+        std::fs::write(note, format!("\"{ACCESS_KEY_ID}\"")).unwrap();
+        lock(&self.shared.uploads).insert(id, upload);
     }
 
     /// Goes away: open connections end, new ones are refused. Back from it with [`Server::up`].

@@ -1,7 +1,10 @@
 //! A replica that is written with the library's encoders from what SQLite's own file holds after
-//! each change: for stories that need a replica, not a daemon.
+//! each change: for stories that need a replica, not a daemon. Where it lies is chosen as in
+//! `world.rs`.
 
 use crate::program::run;
+use crate::s3_server::Server;
+use crate::world;
 use sqlrepl::format::claim::Claim;
 use sqlrepl::format::container::{Header, Kind, ScratchFile};
 use sqlrepl::format::ids::{
@@ -11,7 +14,9 @@ use sqlrepl::format::ids::{
 use sqlrepl::format::key::{Key, ObjectKey};
 use sqlrepl::format::segment::{SegmentWriter, TimelineEntry};
 use sqlrepl::format::snapshot::{LeafSource, MapToWrite, SnapshotWriter, leaves};
+use sqlrepl::storage::Store;
 use sqlrepl::storage::directory::DirectoryStore;
+use sqlrepl::storage::s3::S3Store;
 use std::cell::RefCell;
 use std::fs;
 use std::io::Cursor;
@@ -27,6 +32,7 @@ const GENERATION: GenerationId = GenerationId {
 
 /// A database and a replica of it, `app`, which starts at 9 o'clock with an empty database.
 pub(crate) struct Stored {
+    server: Option<Server>,
     folder: TempDir,
     last: RefCell<Last>,
 }
@@ -68,6 +74,7 @@ impl Stored {
             previous: claim.hash(),
         };
         let stored = Self {
+            server: world::serve_if_chosen(folder.path()),
             folder,
             last: RefCell::new(last),
         };
@@ -78,9 +85,12 @@ impl Stored {
         stored
     }
 
-    /// The folder with the replica `app`; gone when this is.
-    pub(crate) fn replicas(&self) -> Arc<DirectoryStore> {
-        DirectoryStore::open(&self.folder.path().join("replicas")).unwrap()
+    /// The folder or the bucket with the replica `app`; gone when this is.
+    pub(crate) fn replicas(&self) -> Arc<dyn Store> {
+        match &self.server {
+            Some(server) => S3Store::new(server.place("replicas", "")),
+            None => DirectoryStore::open(&self.folder.path().join("replicas")).unwrap(),
+        }
     }
 
     /// Runs SQL and stores what it changed as one transaction; what the file holds then.

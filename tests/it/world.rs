@@ -20,6 +20,22 @@ use tempfile::TempDir;
 /// Held in common by ordinary stories, and alone by those that measure time.
 static MACHINE: RwLock<()> = RwLock::new(());
 
+/// Where replicas lie.
+#[derive(Clone, Copy)]
+enum Kind {
+    Directory,
+    S3,
+}
+
+/// What `SQLREPL_STORE` says.
+fn chosen() -> Kind {
+    match std::env::var("SQLREPL_STORE").as_deref() {
+        Err(_) | Ok("directory") => Kind::Directory,
+        Ok("s3") => Kind::S3,
+        Ok(other) => panic!("SQLREPL_STORE is directory or s3, not {other}"),
+    }
+}
+
 enum Turn {
     Shared {
         _guard: RwLockReadGuard<'static, ()>,
@@ -54,7 +70,15 @@ impl World {
         let guard = MACHINE
             .read()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        Self::with(Turn::Shared { _guard: guard })
+        Self::with(Turn::Shared { _guard: guard }, chosen())
+    }
+
+    /// The same on S3, whatever is chosen.
+    pub(crate) fn on_s3() -> Self {
+        let guard = MACHINE
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        Self::with(Turn::Shared { _guard: guard }, Kind::S3)
     }
 
     /// A world that has the machine for itself, to measure time.
@@ -62,25 +86,33 @@ impl World {
         let guard = MACHINE
             .write()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        Self::with(Turn::Alone { _guard: guard })
+        Self::with(Turn::Alone { _guard: guard }, chosen())
     }
 
-    fn with(turn: Turn) -> Self {
+    fn with(turn: Turn, kind: Kind) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("sqlrepl-it-")
             .tempdir()
             .unwrap();
         fs::create_dir(folder.path().join("logs")).unwrap();
-        let kind = std::env::var("SQLREPL_STORE").unwrap_or_else(|_| "directory".to_owned());
-        let server = match kind.as_str() {
-            "directory" => None,
-            "s3" => Some(serve_replicas(folder.path())),
-            other => panic!("SQLREPL_STORE is directory or s3, not {other}"),
-        };
+        let server = serve(kind, folder.path());
         Self {
             server,
             folder,
             _turn: turn,
+        }
+    }
+
+    /// The S3 server of a world on S3.
+    #[track_caller]
+    pub(crate) fn server(&self) -> &Server {
+        self.server.as_ref().expect("the world is on S3")
+    }
+
+    /// Lets the server, if there is one, take requests that are signed by a wrong clock.
+    pub(crate) fn believe_any_clock(&self) {
+        if let Some(server) = &self.server {
+            server.set(|settings| settings.any_clock = true);
         }
     }
 
@@ -358,13 +390,21 @@ impl World {
     }
 }
 
+/// A server for the replicas in a folder, if the stories are told to run on S3.
+pub(crate) fn serve_if_chosen(folder: &Path) -> Option<Server> {
+    serve(chosen(), folder)
+}
+
 /// A server with the bucket `replicas`, which is the directory of that name.
-fn serve_replicas(folder: &Path) -> Server {
+fn serve(kind: Kind, folder: &Path) -> Option<Server> {
+    if let Kind::Directory = kind {
+        return None;
+    }
     let root = folder.join(".s3");
     fs::create_dir(&root).unwrap();
     fs::create_dir(folder.join("replicas")).unwrap();
     std::os::unix::fs::symlink("../replicas", root.join("replicas")).unwrap();
-    Server::start(&root)
+    Some(Server::start(&root))
 }
 
 impl Drop for World {

@@ -1,0 +1,199 @@
+//! Replicas in S3: what users read when a server refuses them, what an idle daemon asks of it, and
+//! what becomes of commits while it is away. `contract.rs` has the contract of a store, `wire.rs`
+//! what goes wrong on the wire.
+
+mod contract;
+mod wire;
+
+use crate::exact::check_all;
+use crate::program::{LONG, Output, wait_for, wait_until};
+use crate::s3_server::{Server, Verb};
+use crate::soak;
+use crate::world::World;
+use crate::writer::{Setup, Writer};
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A way in which a server refuses whoever asks.
+struct Refusal {
+    name: &'static str,
+    /// Makes the server refuse.
+    arrange: fn(&World),
+    /// Makes a command be refused.
+    change: fn(&mut Command),
+    /// What the message says, where `HOST` is the server.
+    says: &'static str,
+}
+
+const KEYS: &str = "set access-key-id and secret-access-key in the config, or AWS_ACCESS_KEY_ID \
+                    and AWS_SECRET_ACCESS_KEY";
+
+const REFUSALS: [Refusal; 6] = [
+    Refusal {
+        name: "wrong secret",
+        arrange: |_| {},
+        change: |command| {
+            command.env("AWS_SECRET_ACCESS_KEY", "wrong");
+        },
+        says: "HOST says that the secret access key is not the access key's; KEYS",
+    },
+    Refusal {
+        name: "unknown access key",
+        arrange: |_| {},
+        change: |command| {
+            command.env("AWS_ACCESS_KEY_ID", "AKIAOTHER");
+        },
+        says: "HOST knows no such access key; KEYS",
+    },
+    Refusal {
+        name: "no credentials",
+        arrange: |_| {},
+        change: |command| {
+            command.env_remove("AWS_ACCESS_KEY_ID");
+            command.env_remove("AWS_SECRET_ACCESS_KEY");
+        },
+        says: "no credentials were found (neither in the config nor in environment, profile or \
+               instance); KEYS",
+    },
+    Refusal {
+        name: "wrong region",
+        arrange: |world| world.server().set(|s| s.region = Some("eu-central-1")),
+        change: |_| {},
+        says: "the bucket \"replicas\" lies in region eu-central-1, not in us-east-1; set region \
+               to eu-central-1",
+    },
+    Refusal {
+        name: "missing bucket",
+        arrange: |world| fs::remove_dir_all(world.path("replicas")).unwrap(),
+        change: |_| {},
+        says: "there is no bucket \"replicas\" at HOST; create it, or correct its name",
+    },
+    Refusal {
+        name: "clock off",
+        arrange: |world| world.server().set(|s| s.clock_ahead = 3600),
+        change: |_| {},
+        says: "; set the clock",
+    },
+];
+
+/// README: "Wrong credentials, a wrong region, a missing bucket and a clock that is off are said in
+/// one sentence with the remedy within 10 s, and the exit code is 1."
+#[test]
+fn what_a_server_refuses_is_said_in_one_sentence_with_the_remedy() {
+    std::thread::scope(|scope| {
+        for refusal in &REFUSALS {
+            scope.spawn(|| check_refusal(refusal));
+        }
+    });
+}
+
+fn check_refusal(refusal: &Refusal) {
+    let world = World::on_s3();
+    world.sample();
+    let mut daemon = world.daemon();
+    assert_eq!(daemon.term(), 0);
+    (refusal.arrange)(&world);
+    let host = world.server().endpoint().replace("http://", "");
+    let says = refusal.says.replace("HOST", &host).replace("KEYS", KEYS);
+    let run = |arguments: &str| -> Output {
+        let mut command = world.ours(arguments);
+        (refusal.change)(&mut command);
+        crate::program::run(&mut command)
+    };
+    for arguments in [
+        "points replicas/app",
+        "restore -o out.db replicas/app",
+        "replicate app.db replicas/app",
+    ] {
+        let start = Instant::now();
+        let output = run(arguments).fails(1, &says);
+        let took = start.elapsed();
+        let name = refusal.name;
+        assert!(took < Duration::from_secs(10), "{name}: {took:?}: {output}");
+        let errors = output.stderr.lines().filter(|line| line.contains(&says));
+        let last = { errors }.next_back().unwrap_or_default();
+        assert!(last.starts_with("sqlrepl: "), "{name}: {output}");
+        assert!(!output.stderr.contains("wrong"), "{name}: {output}");
+    }
+    assert!(!world.path("out.db").exists(), "{}", refusal.name);
+}
+
+/// README: "An idle daemon asks nothing of an S3 server, and so does a mount that nobody looks at."
+#[test]
+fn an_idle_daemon_and_a_mount_that_nobody_looks_at_ask_nothing() {
+    let world = World::on_s3();
+    world.sample();
+    let mut daemon = world.daemon();
+    world.sql("app.db", "UPDATE t SET v = 'last' WHERE id = 1");
+    world.sync();
+    let mut mount = world.mount();
+    assert_eq!(mount.names(""), ["app"]);
+    let row = world.sql("mnt/app/latest.db", "SELECT v FROM t WHERE id = 1");
+    assert_eq!(row, "last");
+    world.await_rest();
+    await_silence(world.server(), Duration::from_secs(30));
+    assert_eq!(mount.interrupt(), 0);
+    assert_eq!(daemon.term(), 0);
+}
+
+/// Waits until the server was asked nothing for so long.
+fn await_silence(server: &Server, silence: Duration) {
+    let mut since = Instant::now();
+    server.reset();
+    wait_until(LONG, "a server that nobody asks", || {
+        if server.requests() > 0 {
+            println!("asked after {:?}: {:?}", since.elapsed(), server.calls());
+            server.reset();
+            since = Instant::now();
+        }
+        since.elapsed() > silence
+    });
+}
+
+/// README: "While a store is away capture goes on, the application never waits, and when it is back
+/// everything arrives, in order."
+#[test]
+fn commits_made_while_the_server_is_away_arrive_in_order_when_it_is_back() {
+    let outage = Duration::from_secs(if soak() > 1 { 60 } else { 8 });
+    let world = World::on_s3();
+    world.sample();
+    let mut writer = Writer::rust(&Setup::new(&world.path("")), &world.logs());
+    writer.ask("updates 10 0");
+    let mut daemon = world.daemon();
+    let durable = world.points().len();
+    writer.send("updates 100000000 100");
+    world.server().down();
+    let start = Instant::now();
+    let size = || fs::metadata(world.path("ledger")).unwrap().len();
+    let mut last = (start, size());
+    let mut longest = Duration::ZERO;
+    while start.elapsed() < outage {
+        let now = wait_for(LONG, "another commit", || {
+            (size() != last.1).then(|| (Instant::now(), size()))
+        });
+        longest = longest.max(now.0 - last.0);
+        last = now;
+    }
+    assert!(daemon.is_running());
+    let lag = world.sqlrepl("sync app.db --timeout 1s");
+    lag.fails(1, "s3://replicas/app lacks commits");
+    world.server().up();
+    wait_until(LONG, "a sync", || {
+        world.sqlrepl("sync app.db --timeout 10s").code == 0
+    });
+    fs::write(world.path("stop"), "").unwrap();
+    let answer = writer.answer();
+    world.sync();
+    assert_eq!(daemon.term(), 0);
+    let exact = check_all(&world.path("replicas/app"), &world.path("ledger"));
+    println!("{answer}, away for {outage:?}: {exact:?}; longest time without a commit {longest:?}");
+    let commits = usize::try_from(answer["commits"].as_u64().unwrap()).unwrap();
+    assert_eq!(exact.points, durable + commits);
+    assert_eq!(exact.ranges.len(), 1, "one generation");
+    assert!(
+        longest < Duration::from_secs(2),
+        "a commit waited {longest:?}"
+    );
+    assert!(world.server().counts().calls[&Verb::Put] > 0);
+}
