@@ -33,11 +33,13 @@ pub struct Held {
     passed: Option<Ending>,
 }
 
+/// Whether the frames of the WAL lead to the end of a transaction.
+type Passes = dyn Fn(&Ending) -> Result<bool> + Send + Sync;
+
 /// Asks the replicas of a database before its capture begins. Keeps other daemons from capturing it
 /// meanwhile, and a capture of our own as well: drop it first.
 pub struct Asking {
-    /// `None` without a `-wal` file.
-    wal: Option<Arc<WalFile>>,
+    passes: Arc<Passes>,
 }
 
 impl Asking {
@@ -50,11 +52,20 @@ impl Asking {
         let mut path = real.into_os_string();
         path.push("-wal");
         let path = Path::new(&path);
-        let wal = match path.exists() {
-            true => Some(Arc::new(WalFile::open(path)?)),
-            false => None,
-        };
-        Ok(Self { wal })
+        if !path.exists() {
+            return Ok(Self::new(|_| Ok(false)));
+        }
+        let wal = WalFile::open(path)?;
+        Ok(Self::new(move |ending| {
+            wal.leads_to(ending.page_size, &ending.end)
+        }))
+    }
+
+    /// Asks with this idea of what the WAL leads to.
+    pub fn new(passes: impl Fn(&Ending) -> Result<bool> + Send + Sync + 'static) -> Self {
+        Self {
+            passes: Arc::new(passes),
+        }
     }
 
     /// What a replica holds.
@@ -85,12 +96,10 @@ impl Asking {
 
     /// The first of these that the frames of the WAL lead to.
     async fn passed(&self, endings: Vec<Ending>) -> Result<Option<Ending>> {
-        let Some(wal) = self.wal.clone() else {
-            return Ok(None);
-        };
+        let passes = Arc::clone(&self.passes);
         blocking(move || {
             for ending in endings {
-                if wal.leads_to(ending.page_size, &ending.end)? {
+                if passes(&ending)? {
                     return Ok(Some(ending));
                 }
             }

@@ -12,6 +12,8 @@ fn stored_bytes(world: &World) -> u64 {
     objects.iter().map(|(_, size)| size).sum()
 }
 
+/// README: "Two daemons on one replica never mix their commits: the second begins a generation of
+/// its own, and both histories stay whole."
 #[test]
 fn a_machine_cloned_with_its_state_forks_and_both_histories_stay_whole() {
     let world = World::new();
@@ -90,6 +92,7 @@ fn a_lost_state_without_proof_begins_anew_and_stores_what_differs() {
     assert!(after - before < 64 << 10, "{} bytes", after - before);
 }
 
+/// README: "A state directory that comes from a backup loses nothing that the replica has."
 #[test]
 fn a_state_from_yesterday_with_the_database_of_today_loses_nothing() {
     for restarts in [false, true] {
@@ -116,6 +119,8 @@ fn a_state_from_yesterday_with_the_database_of_today_loses_nothing() {
     }
 }
 
+/// README: "A machine that is restored from an old image takes nothing away from what it stored
+/// since."
 #[test]
 fn a_machine_restored_from_the_image_of_yesterday_forks_and_today_stays() {
     let world = World::new();
@@ -154,6 +159,7 @@ fn a_clock_that_is_set_back_an_hour_leaves_every_point_in_order() {
     lineage::check(&world, &[&one]);
 }
 
+/// README: "A clock that is set back, or says 2099, leaves every moment in order."
 #[test]
 fn a_clock_that_says_2099_and_is_put_right_leaves_every_point_in_order() {
     let world = World::new();

@@ -4,6 +4,7 @@ use crate::materialize::pages::ReadAhead;
 use crate::storage::Body;
 use crate::storage::fault::{Fault, FaultStore, Verb};
 use crate::storage::memory::MemoryStore;
+use crate::storage::object::StoredObject;
 use std::sync::atomic::AtomicBool;
 
 const CACHE: u64 = 64 << 20;
@@ -148,6 +149,46 @@ async fn a_segment_that_goes_on_from_another_one_is_refused_by_name() {
     let error = replica.resolve(Moment::Latest).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(error.to_string().contains(key), "{error}");
+}
+
+/// What stands in the place of an upload is another generation's; the whole sentence.
+async fn replaced_by_a_stranger(store: &Arc<FaultStore>, first: u64) -> String {
+    let mut stranger = Writer::new(MemoryStore::new(), 32, 1, 512, 20).await;
+    stranger.exact_snapshot(false).await;
+    for _ in 1..first {
+        stranger.commit();
+        stranger.upload().await;
+    }
+    let key = format!("generations/00000001-feed0001/wal/0/{first:016x}.wal");
+    let size = stranger.store.list(&key, None).await.unwrap()[0].size;
+    let foreign = stranger.store.get_range(&key, 0, size).await.unwrap();
+    let named = StoredObject::open(&*stranger.store, &key, size);
+    let previous = named.await.unwrap().footer.header.previous;
+    store.delete(&[key.clone()]).await.unwrap();
+    store.put(&key, Body::Bytes(foreign)).await.unwrap();
+    format!("{key}: it goes on from hash {previous}, but ")
+}
+
+#[tokio::test]
+async fn the_chain_is_checked_across_a_merged_segment() {
+    let (store, mut writer) = written(2).await;
+    let folder = "generations/00000001-feed0001/wal/";
+    let key = format!("{folder}0/0000000000000003.wal");
+    let size = store.list(&key, None).await.unwrap()[0].size;
+    let last_input = StoredObject::open(&*store, &key, size).await.unwrap();
+    writer.merge(0, false, true).await;
+    let merged = store.list(folder, None).await.unwrap();
+    assert_eq!(merged.len(), 1);
+    writer.commit();
+    writer.upload().await;
+    let whole = open_replica(&(store.clone() as Arc<dyn Store>), CACHE).await;
+    assert_eq!(whole.points(&PointsQuery::default()), writer.points());
+
+    let said = replaced_by_a_stranger(&store, 4).await;
+    let replica = open_replica(&(store.clone() as Arc<dyn Store>), CACHE).await;
+    let error = replica.resolve(Moment::Latest).unwrap_err();
+    let has = format!("{} has {}", merged[0].key, last_input.footer.hash);
+    assert_eq!(error.to_string(), said + &has);
 }
 
 #[tokio::test]

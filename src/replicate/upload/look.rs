@@ -37,11 +37,14 @@ impl Task {
         self.state().fencing == Fencing::None || self.contact.is_none_or(is_long_ago)
     }
 
-    /// Whether a pause that we did not see may lie before an answer with this date.
-    pub(super) fn is_doubtful(&self, date: Timestamp) -> bool {
-        let uptime = (self.environment.uptime)();
-        self.contact
-            .is_none_or(|contact| contact.is_doubtful(date, uptime))
+    /// Whether a pause may lie between the last answer and this one, which has this date: by our
+    /// clocks, or one that we did not see.
+    pub(super) fn is_doubtful(&self, date: Option<Timestamp>) -> bool {
+        let (uptime, clock) = ((self.environment.uptime)(), self.environment.now());
+        self.contact.is_none_or(|contact| {
+            contact.was_long_ago(uptime, clock)
+                || date.is_some_and(|date| contact.is_doubtful(date, uptime))
+        })
     }
 
     /// Lists what stands behind our position, and goes on behind what is ours. `waiting` is the

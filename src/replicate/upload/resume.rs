@@ -1,7 +1,7 @@
 //! Goes on in a generation after a start or a failure: with a state, once the replica is found to
 //! be as the state says; without one, in the generation whose end lies on our chain.
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, Timestamp, Txid};
 use crate::format::key::generation_prefix;
@@ -54,6 +54,9 @@ impl Task {
             self.probe().await?;
         }
         self.look_above().await?;
+        if self.superseded.is_some() && self.adopt_above().await? {
+            return Ok(());
+        }
         self.give_up_unfinished().await;
         self.resumed = true;
         Ok(())
@@ -143,7 +146,7 @@ impl Task {
     /// The first thing that is done with a replica that has no state here.
     pub(super) async fn begin_or_adopt(&mut self, tip: Tip) -> Result<()> {
         let mut survey = self.survey().await?;
-        if self.adopt_from(&survey.catalog).await? {
+        if self.adopt_from(&survey.catalog, None).await? {
             return Ok(());
         }
         survey.shared = self.shared_with(&survey.catalog).await?;
@@ -154,18 +157,30 @@ impl Task {
     /// says, it is ours.
     pub(super) async fn adopt_newest(&mut self) -> Result<bool> {
         let survey = self.survey().await?;
-        self.adopt_from(&survey.catalog).await
+        self.adopt_from(&survey.catalog, None).await
+    }
+
+    /// Goes on in a generation above ours, if its end lies on our chain: then we wrote it ourselves,
+    /// and our state is an old one. If nothing is captured at the moment, nobody can tell.
+    async fn adopt_above(&mut self) -> Result<bool> {
+        let survey = self.survey().await?;
+        let ours = self.state().id;
+        match self.adopt_from(&survey.catalog, Some(ours)).await {
+            Err(e) if e.kind() == ErrorKind::Unavailable => Ok(false),
+            adopted => adopted,
+        }
     }
 
     /// Makes the highest generation ours that has a complete snapshot and whose end lies on our
-    /// chain.
-    async fn adopt_from(&mut self, catalog: &Catalog) -> Result<bool> {
+    /// chain, of those above one if that is given.
+    async fn adopt_from(&mut self, catalog: &Catalog, above: Option<GenerationId>) -> Result<bool> {
         if catalog.generations.values().all(|g| g.snapshots.is_empty()) {
             return Ok(false);
         }
         // What is not captured yet may be what makes it ours.
         self.source.barrier().await?;
-        for (&id, listing) in catalog.generations.iter().rev().take(GENERATIONS_TRIED) {
+        let tried = catalog.generations.iter().rev().take(GENERATIONS_TRIED);
+        for (&id, listing) in tried.take_while(|&(&id, _)| above.is_none_or(|above| id > above)) {
             let complete = known::complete_snapshot(&*self.store, catalog, id).await?;
             if let Some(complete) = complete
                 && let Some(state) = self.as_ours(id, listing, complete).await?

@@ -133,9 +133,9 @@ impl Task {
         .to_string();
         match put::put_object(&*self.store, &key, &encoded.file, &encoded.hash).await? {
             Stored::Taken => return self.look_at_taken(&key, encoded.hash).await,
-            Stored::Now(Some(date)) if self.is_doubtful(date) => {
+            Stored::Now(date) if self.is_doubtful(date) => {
                 self.look_behind_put(&key).await?;
-                self.answered(Some(date));
+                self.answered(date);
             }
             Stored::Now(date) => self.answered(date),
             Stored::Before => self.answered(None),
