@@ -295,20 +295,20 @@ impl Task {
 
     /// Reads what is not known yet of a generation above ours.
     async fn read_higher(&self, generation: GenerationId, known: Option<Higher>) -> Result<Higher> {
-        if let Some(known) = known.filter(|known| known.is_ours || known.bare_for.is_none()) {
+        if let Some(known) = known.filter(|known| !known.is_ours && known.bare_for.is_none()) {
             return Ok(known);
         }
-        let is_ours = self.begun.contains(generation);
+        let is_bare = history::is_bare(&*self.store, generation).await?;
         let mut higher = Higher {
             generation,
-            is_ours,
+            // Our state would say so if we had stored more: a clone of this machine did.
+            is_ours: is_bare && self.begun.contains(generation),
             claim: None,
             bare_for: None,
         };
-        if is_ours {
+        if higher.is_ours {
             return Ok(higher);
         }
-        let is_bare = history::is_bare(&*self.store, generation).await?;
         if let Some((claim, listed)) = history::claim_of(&*self.store, generation).await? {
             let now = self.contact.and_then(|contact| contact.date);
             let now = now.map_or_else(|| self.environment.now(), |(date, _)| date);

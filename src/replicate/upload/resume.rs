@@ -146,41 +146,46 @@ impl Task {
     /// The first thing that is done with a replica that has no state here.
     pub(super) async fn begin_or_adopt(&mut self, tip: Tip) -> Result<()> {
         let mut survey = self.survey().await?;
-        if self.adopt_from(&survey.catalog, None).await? {
+        if self.adopt_from(&survey.catalog, |_| true).await? {
             return Ok(());
         }
         survey.shared = self.shared_with(&survey.catalog).await?;
         self.begin(tip, None, survey).await
     }
 
-    /// Goes on in the generation whose end lies on our chain, if there is one: whatever our state
-    /// says, it is ours.
+    /// Goes on where our chain has the end of the generation that we write, or of one above it:
+    /// whatever our state says, it is ours. Below it lies nothing that readers follow.
     pub(super) async fn adopt_newest(&mut self) -> Result<bool> {
         let survey = self.survey().await?;
-        self.adopt_from(&survey.catalog, None).await
+        let ours = self.state().id;
+        self.adopt_from(&survey.catalog, |id| id >= ours).await
     }
 
-    /// Goes on in a generation above ours, if its end lies on our chain: then we wrote it ourselves,
-    /// and our state is an old one. If nothing is captured at the moment, nobody can tell.
+    /// Goes on in a generation above ours, if its end lies on our chain: then we wrote it
+    /// ourselves, and our state is an old one. If nothing is captured now, nobody can tell.
     async fn adopt_above(&mut self) -> Result<bool> {
         let survey = self.survey().await?;
         let ours = self.state().id;
-        match self.adopt_from(&survey.catalog, Some(ours)).await {
+        match self.adopt_from(&survey.catalog, |id| id > ours).await {
             Err(e) if e.kind() == ErrorKind::Unavailable => Ok(false),
             adopted => adopted,
         }
     }
 
     /// Makes the highest generation ours that has a complete snapshot and whose end lies on our
-    /// chain, of those above one if that is given.
-    async fn adopt_from(&mut self, catalog: &Catalog, above: Option<GenerationId>) -> Result<bool> {
+    /// chain, of those that may be ours.
+    async fn adopt_from(
+        &mut self,
+        catalog: &Catalog,
+        may_be_ours: impl Fn(GenerationId) -> bool,
+    ) -> Result<bool> {
         if catalog.generations.values().all(|g| g.snapshots.is_empty()) {
             return Ok(false);
         }
         // What is not captured yet may be what makes it ours.
         self.source.barrier().await?;
         let tried = catalog.generations.iter().rev().take(GENERATIONS_TRIED);
-        for (&id, listing) in tried.take_while(|&(&id, _)| above.is_none_or(|above| id > above)) {
+        for (&id, listing) in tried.take_while(|&(&id, _)| may_be_ours(id)) {
             let complete = known::complete_snapshot(&*self.store, catalog, id).await?;
             if let Some(complete) = complete
                 && let Some(state) = self.as_ours(id, listing, complete).await?

@@ -193,22 +193,25 @@ impl Task {
         }
     }
 
-    /// Forgets all that waits and was sent: it belongs to another generation, or another place in
-    /// it.
+    /// Forgets the segments that wait and were sent: they belong to another generation, or another
+    /// place in it.
     pub(super) async fn forget_segments(&mut self) -> Result<()> {
         self.recent = Recent::default();
         let pending = self.pending.clone();
-        blocking(move || remove_leftovers(&pending, true)).await
+        blocking(move || remove_files(&pending, Kind::Segment)).await
     }
 }
 
-/// Removes the objects of attempts that were given up; with `segments` also those that wait.
-pub(super) fn remove_leftovers(pending: &Path, segments: bool) -> Result<()> {
+/// Removes the local files of segments, or of snapshots and parts.
+///
+/// # Errors
+/// `Disk`.
+pub(super) fn remove_files(pending: &Path, kind: Kind) -> Result<()> {
     let failed = |e| Error::disk(format!("clean {}", pending.display()), e);
     for entry in fs::read_dir(pending).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let is_segment = path.extension().is_some_and(|found| found == "wal");
-        if segments || !is_segment {
+        if is_segment == (kind == Kind::Segment) {
             fs::remove_file(path).map_err(failed)?;
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::config::Environment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::container::Kind;
 use crate::format::ids::{GenerationId, Timestamp, Txid};
 use crate::replicate::backoff::Backoff;
 use crate::replicate::blocking;
@@ -11,7 +12,7 @@ use crate::replicate::source::Source;
 use crate::replicate::spool::{Spool, SpooledCommit, Tip};
 use crate::replicate::state::{Begun, GenerationState};
 use crate::replicate::upload::pace::{Sent, Waiting};
-use crate::replicate::upload::send::remove_leftovers;
+use crate::replicate::upload::send::remove_files;
 use crate::replicate::upload::{Status, UploadSettings, hurry};
 use crate::replicate::writers::{Contact, Fencing, Higher};
 use crate::storage::Store;
@@ -106,7 +107,8 @@ impl Task {
         let pending = settings.directory.join("pending");
         fs::create_dir_all(&pending)
             .map_err(|e| Error::disk(format!("create {}", pending.display()), e))?;
-        remove_leftovers(&pending, false)?;
+        // Of first snapshots that were not stored; segments are sent again.
+        remove_files(&pending, Kind::Snapshot)?;
         Ok(Self {
             state: GenerationState::load(&settings.directory.join("state.json"))?,
             begun: Begun::load(&settings.directory.join("begun.json"))?,

@@ -5,9 +5,9 @@ use crate::format::ids::DatabaseId;
 /// What a segment of the tests goes on from, and whose commits it holds.
 ///
 /// `2-4` is an upload of our own commits that goes on from the hash before txid 2; `m2-8` a merged
-/// one. `!` behind it: of another writer's commits, which lie on no chain of ours. `?`: it cannot be
-/// read. `#`: it goes on from another hash. `*`: the object that waits to be sent. `+`: its end lies
-/// on our chain with one commit more than it says.
+/// one. `!` behind it: of another writer's commits, which lie on no chain of ours. `?`: it cannot
+/// be read. `#`: it goes on from another hash. `*`: the object that waits to be sent. `+`: its end
+/// lies on our chain with one commit more than it says.
 fn found(text: &str) -> Found {
     let (rest, mark) = match text.find(['!', '?', '#', '*', '+']) {
         Some(at) => (&text[..at], &text[at..]),
