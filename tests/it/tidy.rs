@@ -131,6 +131,18 @@ fn only_the_fuse_shell_names_the_fuse_crate() {
 }
 
 #[test]
+fn only_the_s3_store_names_the_s3_client() {
+    let mut found = Vec::new();
+    for (name, text) in files("src", "rs") {
+        let foreign = code(&text).filter(|(_, line)| line.contains("aws_"));
+        if !name.starts_with("src/storage/s3") {
+            found.extend(foreign.map(|(number, line)| format!("{name}:{number}: {line}")));
+        }
+    }
+    none(&found, "only storage/s3 names the S3 client");
+}
+
+#[test]
 fn text_is_ascii_in_100_columns_without_trailing_blanks() {
     let mut found = Vec::new();
     for (name, text) in texts() {

@@ -51,15 +51,19 @@ pub(super) struct Connected {
 /// Those of the look-up.
 pub(super) async fn connect(place: &S3Location) -> Result<Connected> {
     let shared = shared();
-    let environment = shared.environment.get_or_init(|| load(&shared.http)).await;
-    let endpoint = place.endpoint.clone().or_else(|| endpoint_of(environment));
+    let environment = shared
+        .environment
+        .get_or_init(|| Environment::load(&shared.http))
+        .await;
+    let Environment { sdk, region } = environment;
+    let endpoint = place.endpoint.clone().or_else(|| endpoint_of(sdk));
     let given = place.region.clone().map(Region::new);
-    let region = match (given.or_else(|| environment.region().cloned()), &endpoint) {
+    let region = match (given.or_else(|| region.clone()), &endpoint) {
         (Some(region), _) => region,
         (None, Some(_)) => Region::from_static(DEFAULT_REGION),
-        (None, None) => look_up(place, environment).await?,
+        (None, None) => look_up(place, sdk).await?,
     };
-    Ok(client_in(place, environment, endpoint, region))
+    Ok(client_in(place, sdk, endpoint, region))
 }
 
 fn client_in(
@@ -128,25 +132,38 @@ async fn look_up(place: &S3Location, environment: &SdkConfig) -> Result<Region> 
     ))
 }
 
-/// What environment and profile say, and the SDK's chain of credentials.
-async fn load(http: &SharedHttpClient) -> SdkConfig {
-    // Not the instance's region: the bucket's is looked up, and who is no instance would wait.
-    let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
-        .or_else(ProfileFileRegionProvider::new());
-    // A server that takes in nothing ends a large put long before its deadline. What comes down has
-    // another one for each piece.
-    let uploads_only = StalledStreamProtectionConfig::enabled()
-        .download_enabled(false)
-        .grace_period(PATIENCE)
-        .build();
-    aws_config::defaults(BehaviorVersion::v2026_01_12())
-        .http_client(http.clone())
-        .region(region)
-        // storage/retry.rs retries.
-        .retry_config(RetryConfig::disabled())
-        .stalled_stream_protection(uploads_only)
-        .load()
-        .await
+/// What environment and profile say.
+struct Environment {
+    /// With the SDK's chain of credentials. Its region is for those alone.
+    sdk: SdkConfig,
+    /// The region that is named for all buckets.
+    region: Option<Region>,
+}
+
+impl Environment {
+    async fn load(http: &SharedHttpClient) -> Self {
+        // Not the instance's region: the bucket's is looked up, and who is no instance would wait.
+        let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::new())
+            .region()
+            .await;
+        // A server that takes in nothing ends a large put long before its deadline. What comes down
+        // has another one for each piece.
+        let uploads_only = StalledStreamProtectionConfig::enabled()
+            .download_enabled(false)
+            .grace_period(PATIENCE)
+            .build();
+        let sdk = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .http_client(http.clone())
+            // Without one the chain of credentials would ask the instance.
+            .region(region.clone().or(Some(Region::from_static(DEFAULT_REGION))))
+            // storage/retry.rs retries.
+            .retry_config(RetryConfig::disabled())
+            .stalled_stream_protection(uploads_only)
+            .load()
+            .await;
+        Self { sdk, region }
+    }
 }
 
 /// The endpoint that the environment names for S3, or for all services.
@@ -159,7 +176,7 @@ fn endpoint_of(environment: &SdkConfig) -> Option<String> {
 /// What the stores of a process have in common.
 struct Shared {
     http: SharedHttpClient,
-    environment: OnceCell<SdkConfig>,
+    environment: OnceCell<Environment>,
 }
 
 /// What this runtime's stores have in common: connections die with the runtime that made them. A
