@@ -95,6 +95,8 @@ pub(super) enum Failure {
     Certificate(String),
     /// There is nothing to sign with: what was looked for.
     NoCredentials(String),
+    /// Who should give the credentials did not, this time.
+    NoSource(String),
     /// The request could not even be made.
     Unusable(String),
 }
@@ -118,8 +120,8 @@ pub(super) struct Answer {
     pub(super) signed_at: Option<Timestamp>,
     /// How long it wants to be left alone.
     pub(super) retry_after: Option<Duration>,
-    /// Whether it said anything beside the status.
-    pub(super) has_body: bool,
+    /// Whether it said something that is none of S3.
+    pub(super) is_foreign: bool,
 }
 
 /// A request: what messages say of it.
@@ -172,6 +174,9 @@ impl<'a> Asked<'a> {
             )),
             Failure::NoCredentials(why) => {
                 self.refused(format!("no credentials were found ({why}); {GIVE_KEYS}"))
+            }
+            Failure::NoSource(why) => {
+                self.unavailable(format!("the source of the credentials gave none: {why}"))
             }
             Failure::Unusable(why) => Error::invalid(self.sentence(&why)),
         }
@@ -234,7 +239,7 @@ impl<'a> Asked<'a> {
                  false",
                 answer.said()
             )),
-            (_, "") if answer.has_body => {
+            (_, "") if answer.is_foreign => {
                 self.explain(Failure::NotS3(format!("status {}", answer.status)))
             }
             _ => self.refused(format!("{host} refuses it{}", answer.said())),
@@ -276,37 +281,44 @@ impl Failure {
         match &error {
             SdkError::ServiceError(refusal) => {
                 let meta = refusal.err().meta();
-                Self::Answered(Answer::of(meta.code(), meta.message(), refusal.raw()))
+                Self::of_answer(meta.code(), meta.message(), refusal.raw(), root(&error))
             }
             SdkError::ResponseError(garbled) => {
-                let raw = garbled.raw();
-                match raw.body().bytes() {
-                    Some(_) if !raw.status().is_success() => {
-                        Self::Answered(Answer::of(None, None, raw))
-                    }
-                    Some(body) if !is_xml(body) => {
-                        Self::NotS3(format!("status {}", raw.status().as_u16()))
-                    }
-                    _ => Self::Broken(root(&error)),
-                }
+                Self::of_answer(None, None, garbled.raw(), root(&error))
             }
             SdkError::ConstructionFailure(_) => Self::Unusable(root(&error)),
             _ => Self::of_silence(&error),
         }
     }
 
+    /// What the server said; what it means that it cannot be understood, if it cannot.
+    fn of_answer(
+        code: Option<&str>,
+        message: Option<&str>,
+        raw: &HttpResponse,
+        why: String,
+    ) -> Self {
+        let of_s3 = raw.body().bytes().is_none_or(is_xml);
+        match code {
+            None if of_s3 => Self::Broken(why),
+            _ => Self::Answered(Answer::of(code, message, raw)),
+        }
+    }
+
     /// What came before, or instead of, an answer.
     fn of_silence(error: &(dyn Source + 'static)) -> Self {
         let why = root(error);
+        let nowhere = "neither in the config nor in environment, profile or instance";
         if sources(error).any(|source| source.is::<ImdsError>()) {
-            return Self::NoCredentials(why);
+            return Self::NoCredentials(nowhere.to_owned());
         }
         match sources(error).find_map(|source| source.downcast_ref()) {
-            Some(CredentialsError::CredentialsNotLoaded(_)) => Self::NoCredentials(
-                "neither in the config nor in environment, profile or instance".to_owned(),
-            ),
+            Some(CredentialsError::CredentialsNotLoaded(_)) => {
+                Self::NoCredentials(nowhere.to_owned())
+            }
             Some(CredentialsError::InvalidConfiguration(_)) => Self::NoCredentials(why),
-            Some(_) => Self::Unanswered(format!("the source of the credentials failed: {why}")),
+            Some(_) => Self::NoSource(why),
+            None if why.contains("identity resolver") => Self::NoSource(why),
             None if why.contains("certificate") => Self::Certificate(why),
             // TLS to who speaks none.
             None if why.contains("InvalidContentType") => Self::NotS3("no TLS".to_owned()),
@@ -339,7 +351,7 @@ impl Answer {
                 let seconds = seconds.parse().ok()?;
                 Some(Duration::from_secs(seconds))
             }),
-            has_body: raw.body().bytes().is_none_or(|body| !body.is_empty()),
+            is_foreign: code.is_none() && (raw.status().is_success() || body != Some("")),
         }
     }
 
@@ -384,12 +396,10 @@ pub(super) fn root(error: &(dyn Source + 'static)) -> String {
 
 /// Whether a body is one of S3, and not a page for people.
 fn is_xml(body: &[u8]) -> bool {
-    let body = body.trim_ascii_start();
-    let begins = |with: &str| {
-        let start = body.get(..with.len());
-        start.is_some_and(|start| start.eq_ignore_ascii_case(with.as_bytes()))
-    };
-    begins("<") && !begins("<html") && !begins("<!")
+    const HEAD: usize = 512;
+    let head = &body[..body.len().min(HEAD)];
+    let head = String::from_utf8_lossy(head).to_ascii_lowercase();
+    head.trim_start().starts_with('<') && !head.contains("<html")
 }
 
 /// The text of an element without children.

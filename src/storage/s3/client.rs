@@ -6,11 +6,13 @@
 use crate::config::location::S3Location;
 use crate::error::Result;
 use crate::storage::s3::answer::{Action, Asked, Failure, PATIENCE, SIGNED_AT, Server};
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_config::{BehaviorVersion, Region, SdkConfig, imds};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
     Builder, Credentials, HttpClient, IdentityCache, RequestChecksumCalculation,
@@ -31,6 +33,9 @@ use tokio::sync::OnceCell;
 
 /// How long a connection may take to stand.
 const CONNECT: Duration = Duration::from_secs(3);
+
+/// How long an instance may take to give its credentials. Who is no instance waits for nothing.
+const INSTANCE: Duration = Duration::from_secs(1);
 
 /// The region that is asked where a bucket lies, and that servers other than AWS are told.
 const DEFAULT_REGION: &str = "us-east-1";
@@ -153,10 +158,14 @@ impl Environment {
             .download_enabled(false)
             .grace_period(PATIENCE)
             .build();
+        // For the chain of credentials, which would ask the instance if there were none.
+        let some_region = region
+            .clone()
+            .unwrap_or(Region::from_static(DEFAULT_REGION));
         let sdk = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .http_client(http.clone())
-            // Without one the chain of credentials would ask the instance.
-            .region(region.clone().or(Some(Region::from_static(DEFAULT_REGION))))
+            .region(some_region.clone())
+            .credentials_provider(credentials(http, some_region).await)
             // storage/retry.rs retries.
             .retry_config(RetryConfig::disabled())
             .stalled_stream_protection(uploads_only)
@@ -164,6 +173,22 @@ impl Environment {
             .await;
         Self { sdk, region }
     }
+}
+
+/// The SDK's chain of credentials.
+async fn credentials(http: &SharedHttpClient, region: Region) -> DefaultCredentialsChain {
+    let config = ProviderConfig::without_region()
+        .with_http_client(http.clone())
+        .with_region(Some(region.clone()));
+    let instance = imds::Client::builder()
+        .configure(&config)
+        .operation_timeout(INSTANCE);
+    DefaultCredentialsChain::builder()
+        .configure(config)
+        .region(region)
+        .imds_client(instance.build())
+        .build()
+        .await
 }
 
 /// The endpoint that the environment names for S3, or for all services.

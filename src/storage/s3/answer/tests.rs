@@ -14,7 +14,7 @@ fn answer(status: u16, code: &str) -> Answer {
     Answer {
         status,
         code: Some(code.to_owned()).filter(|code| !code.is_empty()),
-        has_body: true,
+        is_foreign: code.is_empty(),
         ..Answer::default()
     }
 }
@@ -164,7 +164,7 @@ fn a_missing_bucket_is_named_with_its_server() {
     );
     check_answer(404, "NoSuchBucket", expect);
     let mut unknown = answer(404, "");
-    unknown.has_body = false;
+    unknown.is_foreign = false;
     check_asked(Action::LookUp, Failure::Answered(unknown), expect);
 }
 
@@ -209,7 +209,13 @@ fn who_cannot_be_trusted_or_speaks_no_s3_is_refused() {
     );
     assert!(is_xml(b"\n<?xml version=\"1.0\"?><ListBucketResult/>"));
     assert!(is_xml(b"<ListBucketResult/>"));
-    for page in ["<html></html>", "<!DOCTYPE html>", "{}", "", " OK"] {
+    for page in [
+        "<!DOCTYPE html>\n<HTML></HTML>",
+        "<?xml version=\"1.0\"?><html></html>",
+        "{}",
+        "",
+        " OK",
+    ] {
         assert!(!is_xml(page.as_bytes()), "{page}");
     }
 }
@@ -270,6 +276,13 @@ fn what_passes_by_itself_is_to_be_tried_again() {
         (
             Unavailable,
             "no answer from minio:9000: Connection refused (os error 111)",
+        ),
+    );
+    check(
+        Failure::NoSource("timed out after 5s".to_owned()),
+        (
+            Unavailable,
+            "the source of the credentials gave none: timed out after 5s",
         ),
     );
     check(
