@@ -5,6 +5,7 @@ use sqlrepl::error::{Error, Result};
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
 use std::sync::Mutex;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
@@ -26,9 +27,14 @@ impl Log {
             true => settings.target.clone(),
             false => LogTarget::Stderr,
         };
-        // fuser logs each reply to a reader that was killed as an error.
-        let filter = EnvFilter::try_from_env("SQLREPL_LOG")
-            .unwrap_or_else(|_| EnvFilter::new(format!("fuser=off,{}", settings.level)));
+        // fuser logs each reply to a reader that was killed as an error, and the S3 client warns of
+        // each place that has no credentials.
+        let ours = match settings.level.parse::<LevelFilter>() {
+            Ok(level) => format!("error,fuser=off,sqlrepl={level}"),
+            Err(_) => format!("fuser=off,{}", settings.level),
+        };
+        let filter =
+            EnvFilter::try_from_env("SQLREPL_LOG").unwrap_or_else(|_| EnvFilter::new(ours));
         let (writer, is_terminal) = writer(&target)?;
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
