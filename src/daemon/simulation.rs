@@ -13,6 +13,7 @@ mod database;
 mod day;
 mod machine;
 mod reader;
+mod rules;
 mod schedule;
 mod wire;
 mod world;

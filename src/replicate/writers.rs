@@ -109,6 +109,39 @@ pub enum Verdict {
 /// goes on from cannot be told where a merged one begins before our position. Of several that hold
 /// a transaction the one counts that readers take.
 pub fn judge(known: &Known, found: &[Found], seq_of: &dyn Fn(&WalEnd) -> Option<u64>) -> Verdict {
+    follow(known, found, |segment, inside, goes_on| {
+        let is_waiting = segment.first == known.next && known.waiting == Some(inside.hash);
+        let seq = known.base + segment.last.get() - 1;
+        is_waiting || (goes_on && seq_of(&inside.ending.end) == Some(seq))
+    })
+}
+
+/// Whether each of these segments, in any order, goes on from one before it, but for the first, and
+/// nothing is missing between them.
+pub fn is_unbroken(found: &[Found]) -> bool {
+    let first = found
+        .iter()
+        .min_by_key(|segment| (segment.first, segment.last));
+    let Some(Some(inside)) = first.map(|first| &first.inside) else {
+        return first.is_none();
+    };
+    let known = Known {
+        next: first.map_or(Txid::FIRST, |first| first.first),
+        base: 0,
+        last_hash: inside.previous,
+        waiting: None,
+    };
+    let verdict = follow(&known, found, |_, _, goes_on| goes_on);
+    matches!(verdict, Verdict::GoOn { .. })
+}
+
+/// Follows the segments that readers take from a position on. `is_ours` says which belong there,
+/// given also whether they go on from the hash before them, as far as that can be told.
+fn follow(
+    known: &Known,
+    found: &[Found],
+    is_ours: impl Fn(&Found, &Inside, bool) -> bool,
+) -> Verdict {
     let (mut next, mut before) = (known.next, known.last_hash);
     let mut adopted = Vec::new();
     loop {
@@ -126,10 +159,8 @@ pub fn judge(known: &Known, found: &[Found], seq_of: &dyn Fn(&WalEnd) -> Option<
         };
         let segment = &found[best];
         let ours = segment.inside.as_ref().filter(|inside| {
-            let is_waiting = segment.first == known.next && known.waiting == Some(inside.hash);
             let goes_on = segment.first != next || inside.previous == before;
-            let seq = known.base + segment.last.get() - 1;
-            is_waiting || (goes_on && seq_of(&inside.ending.end) == Some(seq))
+            is_ours(segment, inside, goes_on)
         });
         match ours {
             Some(inside) => {

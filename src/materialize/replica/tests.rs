@@ -166,7 +166,7 @@ async fn replaced_by_a_stranger(store: &Arc<FaultStore>, first: u64) -> String {
     let previous = named.await.unwrap().footer.header.previous;
     store.delete(&[key.clone()]).await.unwrap();
     store.put(&key, Body::Bytes(foreign)).await.unwrap();
-    format!("{key}: it goes on from hash {previous}, but ")
+    format!("memory: {key}: it goes on from hash {previous}, but ")
 }
 
 #[tokio::test]

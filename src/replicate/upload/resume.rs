@@ -14,7 +14,7 @@ use crate::replicate::state::GenerationState;
 use crate::replicate::upload::look::Looked;
 use crate::replicate::upload::send::Encoded;
 use crate::replicate::upload::task::Task;
-use crate::replicate::writers::{Fencing, Found, Resumption, resume_from};
+use crate::replicate::writers::{Fencing, Found, Resumption, is_unbroken, resume_from};
 use crate::replicate::{blocking, put};
 use crate::storage::catalog::{Catalog, GenerationListing};
 
@@ -225,11 +225,9 @@ impl Task {
         let Resumption::Adopt(base) = resume_from(&ends, stepped_back) else {
             return Ok(None);
         };
-        let whole_from = listing
-            .snapshots
-            .last()
-            .map_or(complete, |newest| newest.txid);
-        if listing.cover(whole_from.next(), last.last).is_err() {
+        let recent = history::last_segments(&*self.store, listing, ENDS_TRIED).await?;
+        if !is_unbroken(&recent) {
+            tracing::warn!("generation {id} is ours, and something is missing near its end");
             return Ok(None);
         }
         let known = self.state.as_ref().filter(|state| state.id == id);

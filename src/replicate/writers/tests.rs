@@ -168,6 +168,24 @@ fn what_cannot_be_read_is_another_writers() {
     check("11-11 12-12?", "new generation, shared 11, for 12-12?");
 }
 
+#[track_caller]
+fn check_unbroken(what: &str, expect: bool) {
+    let found: Vec<Found> = what.split_whitespace().map(found).collect();
+    assert_eq!(is_unbroken(&found), expect, "{what}");
+}
+
+#[test]
+fn a_generation_is_taken_up_again_only_if_its_last_segments_are_whole() {
+    check_unbroken("", true);
+    check_unbroken("15-20 11-14", true);
+    check_unbroken("m2-20 21-22 15-20", true);
+    check_unbroken("m5-20! 21-22!", true);
+    check_unbroken("11-12 15-20", false);
+    check_unbroken("11-14 15-20#", false);
+    check_unbroken("11-14? 15-20", false);
+    check_unbroken("11-14 15-20?", false);
+}
+
 /// The segments' ends, the newest first: txid, and whether our chain has it.
 #[track_caller]
 fn check_resumption(ends: &str, clock_stepped_back: bool, expect: Resumption) {
