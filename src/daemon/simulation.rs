@@ -20,9 +20,13 @@ mod world;
 
 use crate::daemon::simulation::reader::Wrong;
 use crate::daemon::simulation::world::World;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// So many that are wrong end it.
+const WRONG_MAX: usize = 30;
 
 /// A schedule to play in a new world.
 type Play<'a> = &'a (dyn Fn(&mut World) -> Result<(), Wrong> + Sync);
@@ -42,7 +46,7 @@ fn play_schedules(schedules: u64, play: Play) {
     let schedules = schedules * number("SQLREPL_SOAK").unwrap_or(1);
     on_all_cores(schedules, &|seed| {
         let played = play_one(seed, play);
-        played.map_err(|wrong| format!("{wrong}\nSQLREPL_SEED={seed}"))
+        played.map_err(|wrong| format!("{wrong} (SQLREPL_SEED={seed})"))
     });
 }
 
@@ -53,29 +57,32 @@ fn show_log() {
         .init();
 }
 
-/// Does something for 1 and so on, on as many threads as there are cores. The first that is wrong
-/// ends it.
+/// Does something for 1 and so on, on as many threads as there are cores. Tells all of the first
+/// that is wrong, and of the others what is wrong.
 fn on_all_cores(count: u64, each: &(dyn Fn(u64) -> Result<(), Wrong> + Sync)) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicU64::new(1);
-    let wrong = Mutex::new(None);
+    let wrong = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number > count || wrong.lock().unwrap().is_some() {
+                    if number > count || wrong.lock().unwrap().len() == WRONG_MAX {
                         break;
                     }
                     if let Err(found) = each(number) {
-                        wrong.lock().unwrap().get_or_insert(found);
+                        wrong.lock().unwrap().insert(number, found);
                     }
                 }
             });
         }
     });
-    if let Some(wrong) = wrong.into_inner().unwrap() {
-        panic!("{wrong}");
+    let wrong: Vec<Wrong> = wrong.into_inner().unwrap().into_values().collect();
+    let last_line = |wrong: &Wrong| wrong.lines().last().unwrap_or_default().to_owned();
+    let others: Vec<String> = wrong.iter().skip(1).map(last_line).collect();
+    if let Some(first) = wrong.first() {
+        panic!("{first}\n{} others:\n{}", others.len(), others.join("\n"));
     }
 }
 
@@ -96,6 +103,16 @@ fn one_writer_loses_nothing_whatever_happens_to_it_and_its_line() {
 }
 
 #[test]
+fn several_writers_never_mix_their_histories() {
+    play_schedules(2000, &schedule::several_writers);
+}
+
+#[test]
+fn several_writers_are_kept_apart_by_looking_where_the_store_does_not() {
+    play_schedules(500, &schedule::several_writers_on_a_careless_store);
+}
+
+#[test]
 fn a_daemon_killed_at_any_call_of_a_day_goes_on_without_a_wrong_point() {
     if let Some(call) = number("SQLREPL_SEED") {
         show_log();
@@ -110,7 +127,7 @@ fn a_daemon_killed_at_any_call_of_a_day_goes_on_without_a_wrong_point() {
     let calls = calls.into_inner();
     assert!(calls > 50, "a day of {calls} calls");
     on_all_cores(calls, &|call| {
-        kill_at(call).map_err(|wrong| format!("{wrong}\nSQLREPL_SEED={call}"))
+        kill_at(call).map_err(|wrong| format!("{wrong} (SQLREPL_SEED={call})"))
     });
 }
 
@@ -118,7 +135,7 @@ fn a_daemon_killed_at_any_call_of_a_day_goes_on_without_a_wrong_point() {
 fn kill_at(call: u64) -> Result<(), Wrong> {
     for end in day::ENDS {
         let play = |world: &mut World| day::play(world, Some((call, end))).map(drop);
-        play_one(1, &play).map_err(|wrong| format!("{wrong}\n{end:?} at call {call}"))?;
+        play_one(1, &play).map_err(|wrong| format!("{wrong} ({end:?} at call {call})"))?;
     }
     Ok(())
 }

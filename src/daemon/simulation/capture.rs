@@ -20,8 +20,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Which commit has which `seq` in a spool; it goes wherever the spool goes.
-pub(super) type Seqs = BTreeMap<u64, Arc<Commit>>;
+/// Which commit has which `seq` in a spool, and the run that it is in; goes wherever the spool goes.
+pub(super) type Seqs = BTreeMap<u64, (u64, Arc<Commit>)>;
 
 /// A machine's database, which its application and its capture share.
 pub(super) type SharedDatabase = Arc<Mutex<Database>>;
@@ -196,7 +196,7 @@ impl Shared {
             began,
             reason: why.to_owned(),
         })?;
-        self.seqs.lock().unwrap().insert(run.base, at);
+        self.seqs.lock().unwrap().insert(run.base, (run.id, at));
         state.done = self.spool.position().expect("a run began");
         Ok(())
     }
@@ -211,7 +211,7 @@ impl Shared {
     fn copy_to_tip(&self, database: &Database, state: &mut State, upper_bound: bool) -> Result<()> {
         let behind = database.wal.behind(&state.done.end);
         if !behind.is_empty() && clock_stepped_back(self.environment.now(), state.done.time) {
-            let at = Arc::clone(&self.seqs.lock().unwrap()[&state.done.seq]);
+            let at = Arc::clone(&self.seqs.lock().unwrap()[&state.done.seq].1);
             let end = state.done.end;
             self.begin_run(state, at, end, "the clock was set back")?;
         }
@@ -233,7 +233,7 @@ impl Shared {
         self.spool.append(&logged.frames)?;
         self.spool.commit(commit, logged.start.checksum, ORDER)?;
         let mut seqs = self.seqs.lock().unwrap();
-        seqs.insert(commit.seq, Arc::clone(&logged.commit));
+        seqs.insert(commit.seq, (done.run, Arc::clone(&logged.commit)));
         (done.seq, done.time, done.pages, done.end) =
             (commit.seq, commit.time, commit.pages, commit.end);
         Ok(())

@@ -214,6 +214,11 @@ impl Database {
         }
     }
 
+    /// What happens next in a copy is not what happens next in the original.
+    pub(super) fn diverge(&mut self, random: u64) {
+        self.random = random;
+    }
+
     /// Commits something. In one of ten cases what another copy committed after the same state, as
     /// two machines do on which the same job runs.
     pub(super) fn commit(&mut self) {

@@ -17,6 +17,7 @@ use crate::replicate::spool::Spool;
 use crate::replicate::state::GenerationState;
 use crate::replicate::upload::{Status, UploadSettings, Uploader};
 use crate::storage::Store;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -35,9 +36,22 @@ pub(super) struct Machine {
     /// The state directory of now.
     meta: PathBuf,
     seqs: Arc<Mutex<Seqs>>,
+    /// By run of the spool: where its first generation began.
+    bases: BTreeMap<u64, u64>,
     random: Random,
     store: Arc<dyn Store>,
     daemon: Option<Daemon>,
+    /// It does not run, and may not know that.
+    pub(super) frozen: Option<Frozen>,
+}
+
+/// What stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Frozen {
+    /// The daemon's process.
+    Process,
+    /// The virtual machine, its clocks too.
+    Machine,
 }
 
 /// A machine's clocks, microseconds.
@@ -56,6 +70,22 @@ struct Daemon {
     runtime: Runtime,
 }
 
+/// The disk of a machine at some time.
+pub(super) struct Image {
+    database: Database,
+    seqs: Seqs,
+    meta: PathBuf,
+}
+
+impl Image {
+    /// A copy of its database, which goes on in its own way.
+    pub(super) fn database(&self, random: &mut Random) -> Database {
+        let mut database = self.database.clone();
+        database.diverge(random.next());
+        database
+    }
+}
+
 impl Machine {
     pub(super) fn new(
         name: &str,
@@ -72,9 +102,11 @@ impl Machine {
             root: root.join(name),
             meta: PathBuf::new(),
             seqs: Arc::default(),
+            bases: BTreeMap::new(),
             random: Random::new(seed),
             store,
             daemon: None,
+            frozen: None,
         };
         machine.lose_state();
         machine
@@ -162,7 +194,7 @@ impl Machine {
         let Some(daemon) = &self.daemon else {
             return Ok(());
         };
-        if self.line.is_held_beside() {
+        if self.frozen.is_some() || self.line.is_held_beside() {
             return Ok(());
         }
         daemon.runtime.block_on(async {
@@ -198,12 +230,35 @@ impl Machine {
         let seqs = self.seqs.lock().unwrap();
         let of_generation = seqs.range(state.base..);
         let sent = of_generation.take_while(|(seq, _)| **seq <= durable);
-        Ok(sent.map(|(_, commit)| Arc::clone(commit)).collect())
+        Ok(sent.map(|(_, (_, commit))| Arc::clone(commit)).collect())
+    }
+
+    /// Notes where its generations begin that have restore points.
+    pub(super) fn note_generation(&mut self) -> Result<()> {
+        let state = GenerationState::load(&self.meta.join("replica/state.json"))?;
+        if let Some(state) = state.filter(|state| state.complete.is_some()) {
+            let base = self.bases.entry(state.run).or_insert(state.base);
+            *base = state.base.min(*base);
+        }
+        Ok(())
+    }
+
+    /// Every commit that was captured since the first generation of its run began, and so has to be
+    /// a restore point some time, or contained in the first one of its generation.
+    pub(super) fn followed(&self) -> Vec<Arc<Commit>> {
+        let seqs = self.seqs.lock().unwrap();
+        let followed = seqs.iter().filter(|(seq, (run, _))| {
+            let base = self.bases.get(run);
+            base.is_some_and(|base| base <= *seq)
+        });
+        followed
+            .map(|(_, (_, commit))| Arc::clone(commit))
+            .collect()
     }
 
     /// The capture looks at the database, if it runs.
     pub(super) fn capture(&self) -> Result<Option<u64>> {
-        let daemon = self.daemon.as_ref();
+        let daemon = self.daemon.as_ref().filter(|_| self.frozen.is_none());
         daemon.map(|daemon| daemon.capture.copy(false)).transpose()
     }
 
@@ -234,8 +289,19 @@ impl Machine {
         })
     }
 
+    /// Whether it is decided which database it is.
+    pub(super) fn has_identity(&self) -> bool {
+        self.meta.join("database-id").exists()
+    }
+
+    /// Whether its daemon has a state of the replica.
+    pub(super) fn has_state(&self) -> bool {
+        self.meta.join("replica/state.json").exists()
+    }
+
     /// The daemon's process ends at once, wherever it is.
     pub(super) fn kill(&mut self) {
+        self.frozen = None;
         self.line.hang_up();
         // The runtime waits for its threads, and drops its tasks where they stand.
         self.daemon = None;
@@ -261,11 +327,39 @@ impl Machine {
         Ok(())
     }
 
+    /// The disk as it is now.
+    pub(super) fn image(&mut self) -> Image {
+        let meta = self.new_directory();
+        copy_directory(&self.meta, &meta);
+        Image {
+            database: self.database.lock().unwrap().clone(),
+            seqs: self.seqs.lock().unwrap().clone(),
+            meta,
+        }
+    }
+
+    /// The state directory is that of an image; the daemon does not run.
+    pub(super) fn put_state_back(&mut self, image: &Image) {
+        assert!(self.daemon.is_none(), "{} runs", self.name);
+        self.meta = self.new_directory();
+        copy_directory(&image.meta, &self.meta);
+        self.seqs = Arc::new(Mutex::new(image.seqs.clone()));
+        self.bases.clear();
+    }
+
+    /// The whole disk is that of an image; the daemon does not run.
+    pub(super) fn put_back(&mut self, image: &Image) {
+        self.put_state_back(image);
+        let database = image.database(&mut self.random);
+        self.database = Arc::new(Mutex::new(database));
+    }
+
     /// The state directory is gone; the daemon does not run.
     pub(super) fn lose_state(&mut self) {
         assert!(self.daemon.is_none(), "{} runs", self.name);
         self.meta = self.new_directory();
         self.seqs = Arc::default();
+        self.bases.clear();
     }
 
     fn new_directory(&mut self) -> PathBuf {
@@ -278,5 +372,18 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_directory(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).unwrap();
+        }
     }
 }

@@ -51,11 +51,13 @@ impl Reader {
         self.points.values().any(|(_, id)| *id == commit.id)
     }
 
-    /// Reads every restore point and checks all that must hold at any time.
+    /// Reads every restore point and checks all that must hold at any time. With a stranger among
+    /// the writers older times may be the past of another one.
     pub(super) async fn check(
         &mut self,
         store: Arc<dyn Store>,
         histories: &Histories,
+        has_stranger: bool,
     ) -> Result<(), Wrong> {
         if store.list("", None).await.unwrap().is_empty() {
             return self.nothing_is_gone(&BTreeMap::new());
@@ -79,7 +81,10 @@ impl Reader {
         self.nothing_is_gone(&seen.points)?;
         self.promises_are_kept(&seen)?;
         seen.now_is_the_highest_generation()?;
-        seen.older_times_are_its_past()?;
+        if !has_stranger {
+            seen.older_times_are_its_past()?;
+        }
+        seen.times_ascend()?;
         let listed = seen.points.iter();
         self.points
             .extend(listed.map(|(key, point)| (*key, (point.point.time, point.commit.id))));
@@ -205,23 +210,24 @@ impl Seen {
                 ));
             }
         }
-        self.times_ascend()
+        Ok(())
     }
 
     /// From each generation to the one that goes on from it, times ascend, unless the clock was set
     /// back by more than an hour.
     fn times_ascend(&self) -> Result<(), Wrong> {
-        for info in self.replica.generations() {
-            let parent = info.claim.and_then(|claim| claim.parent);
+        let claims = self.replica.generations().into_iter();
+        for claim in claims.filter_map(|info| info.claim) {
+            let parent = claim.parent;
             let shared = parent.and_then(|p| self.points.get(&(p.generation, p.txid)));
-            let (Some(first), Some(shared)) = (info.first, shared) else {
+            let Some(shared) = shared else {
                 continue;
             };
-            let ahead = shared.point.time.micros() - first.time.micros();
+            let ahead = shared.point.time.micros() - claim.started.micros();
             if (0..=HOUR_MICROS).contains(&ahead) {
                 return Err(format!(
-                    "{first:?} does not lie after {:?}, from which it goes on",
-                    shared.point
+                    "generation {} starts at {}, not after {:?}, from which it goes on",
+                    claim.generation, claim.started, shared.point
                 ));
             }
         }

@@ -1,9 +1,11 @@
 //! What happens to the machines: drawn from a seed.
 
 use crate::daemon::simulation::database::Restart;
+use crate::daemon::simulation::machine::Frozen;
 use crate::daemon::simulation::reader::Wrong;
 use crate::daemon::simulation::wire::{Fate, Release};
 use crate::daemon::simulation::world::World;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// One thing that happens.
@@ -20,44 +22,108 @@ enum Action {
     HoldAndKill,
     HoldAndFreeze,
     HoldAndGoOn,
+    Freeze,
+    Thaw,
     Kill,
     Stop,
     Start,
     LoseState,
     BreakContinuity,
     Check,
+    ClockBack,
+    ClockFar,
+    ClockRight,
+    Clone,
+    CopyDatabase,
+    TakeImage,
+    PutImageBack,
+    PutStateBack,
 }
 
-/// How often each happens with one writer.
-const ONE_WRITER: [(u64, Action); 17] = [
-    (30, Action::Commit),
-    (6, Action::Checkpoint),
-    (20, Action::Moment),
-    (5, Action::Minutes),
-    (1, Action::Day),
-    (3, Action::Outage),
-    (4, Action::Losses),
-    (6, Action::Heal),
-    (6, Action::HoldAndKill),
-    (3, Action::HoldAndFreeze),
-    (4, Action::HoldAndGoOn),
-    (4, Action::Kill),
-    (4, Action::Stop),
-    (12, Action::Start),
-    (1, Action::LoseState),
-    (1, Action::BreakContinuity),
-    (2, Action::Check),
+/// How often each happens, with one writer and with several.
+const WEIGHTS: [(u64, u64, Action); 27] = [
+    (30, 30, Action::Commit),
+    (6, 4, Action::Checkpoint),
+    (20, 20, Action::Moment),
+    (5, 4, Action::Minutes),
+    (1, 1, Action::Day),
+    (3, 2, Action::Outage),
+    (4, 3, Action::Losses),
+    (6, 4, Action::Heal),
+    (6, 3, Action::HoldAndKill),
+    (3, 3, Action::HoldAndFreeze),
+    (4, 4, Action::HoldAndGoOn),
+    (0, 4, Action::Freeze),
+    (0, 6, Action::Thaw),
+    (4, 4, Action::Kill),
+    (4, 4, Action::Stop),
+    (12, 16, Action::Start),
+    (1, 2, Action::LoseState),
+    (1, 1, Action::BreakContinuity),
+    (2, 3, Action::Check),
+    (0, 1, Action::ClockBack),
+    (0, 1, Action::ClockFar),
+    (0, 1, Action::ClockRight),
+    (0, 5, Action::Clone),
+    (0, 1, Action::CopyDatabase),
+    (0, 4, Action::TakeImage),
+    (0, 4, Action::PutImageBack),
+    (0, 4, Action::PutStateBack),
 ];
+
+/// No more machines than these.
+const NAMES: [&str; 3] = ["A", "B", "C"];
+
+/// 2099, microseconds.
+const FAR: i64 = 4_070_908_800_000_000;
 
 /// Plays the schedule of a seed with one writer.
 pub(super) fn one_writer(world: &mut World) -> Result<(), Wrong> {
+    let weights = WEIGHTS.map(|(one, _, action)| (one, action));
+    play(world, &weights)?;
+    end(world)
+}
+
+/// Plays the schedule of a seed with copies of a machine and of its disk.
+pub(super) fn several_writers(world: &mut World) -> Result<(), Wrong> {
+    let weights = WEIGHTS.map(|(_, several, action)| (several, action));
+    play(world, &weights)?;
+    end_of_several(world)
+}
+
+/// The same over a store that ignores `If-None-Match`. Nothing comes between the look and the put
+/// of an upload, and no request is late: there is no help against that.
+pub(super) fn several_writers_on_a_careless_store(world: &mut World) -> Result<(), Wrong> {
+    world.overwrites = true;
+    world.machines[0].line.overwrite();
+    let weights = WEIGHTS.map(|(_, several, action)| match action {
+        Action::HoldAndKill | Action::HoldAndFreeze | Action::HoldAndGoOn => (0, action),
+        _ => (several, action),
+    });
+    play(world, &weights)?;
+    end_of_several(world)
+}
+
+fn end_of_several(world: &mut World) -> Result<(), Wrong> {
+    end(world)?;
+    // Who is superseded is looked at when a daemon starts, and now and then.
+    for machine in 0..world.machines.len() {
+        world.kill(machine);
+        world.settle()?;
+        world.check_place_of(machine)?;
+    }
+    world.check()
+}
+
+fn play(world: &mut World, weights: &[(u64, Action)]) -> Result<(), Wrong> {
     world.start(0)?;
     let actions = 10 + world.random.below(20);
     for _ in 0..actions {
-        let action = draw(world, &ONE_WRITER);
-        happen(world, 0, action)?;
+        let machine = world.random.below(world.machines.len() as u64) as usize;
+        let action = draw(world, weights);
+        happen(world, machine, action)?;
     }
-    end(world)
+    Ok(())
 }
 
 /// Everything heals, every writer goes on, and all that was durable is there.
@@ -69,6 +135,9 @@ pub(super) fn end(world: &mut World) -> Result<(), Wrong> {
         world.database(machine).lock().unwrap().commit();
     }
     world.settle()?;
+    if world.machines.len() == 1 && world.images.is_empty() {
+        world.promise_all();
+    }
     world.check()?;
     for machine in &world.machines {
         let tip = machine.database.lock().unwrap().tip.clone();
@@ -97,7 +166,8 @@ fn happen(world: &mut World, machine: usize, action: Action) -> Result<(), Wrong
     let is_running = world.machines[machine].is_running();
     match action {
         Action::Commit => return commit(world, machine),
-        Action::Checkpoint => {
+        // A process that stands still holds its locks.
+        Action::Checkpoint if world.machines[machine].frozen.is_none() => {
             let how = if world.random.percent(80) || is_running {
                 Restart::InPlace
             } else {
@@ -121,18 +191,94 @@ fn happen(world: &mut World, machine: usize, action: Action) -> Result<(), Wrong
         Action::Kill if is_running => world.kill(machine),
         Action::Stop if is_running => world.stop(machine)?,
         Action::Start if !is_running => world.start(machine)?,
-        Action::LoseState if !is_running => world.machines[machine].lose_state(),
-        Action::BreakContinuity => {
+        Action::LoseState if !is_running => {
+            world.has_stranger |= world.machines.len() > 1 || !world.images.is_empty();
+            world.machines[machine].lose_state();
+        }
+        Action::BreakContinuity if world.machines[machine].frozen.is_none() => {
             let broken = world.machines[machine].break_continuity();
             world.must(broken)?;
         }
         Action::Check => world.check()?,
+        Action::Freeze | Action::Thaw => freeze(world, machine, action),
+        Action::ClockBack | Action::ClockFar | Action::ClockRight => {
+            set_clock(world, machine, action);
+        }
+        Action::Clone | Action::CopyDatabase => copy_machine(world, machine, action),
+        Action::TakeImage => {
+            let image = world.machines[machine].image();
+            world.images.push((machine, image));
+        }
+        Action::PutImageBack | Action::PutStateBack if !is_running => {
+            put_back(world, machine, action);
+        }
         _ => {}
     }
     Ok(())
 }
 
+fn freeze(world: &mut World, machine: usize, action: Action) {
+    world.machines[machine].frozen = match action {
+        Action::Freeze if world.random.percent(50) => Some(Frozen::Machine),
+        Action::Freeze => Some(Frozen::Process),
+        _ => None,
+    };
+}
+
+fn set_clock(world: &mut World, machine: usize, action: Action) {
+    let now = world.time();
+    let time = match action {
+        Action::ClockBack => now - 3_700_000_000,
+        Action::ClockFar => FAR,
+        _ => now,
+    };
+    let clock = &world.machines[machine].time.clock;
+    clock.store(time, Ordering::Relaxed);
+}
+
+/// A machine goes on twice, or its database does.
+fn copy_machine(world: &mut World, machine: usize, action: Action) {
+    let Some(name) = NAMES.get(world.machines.len()) else {
+        return;
+    };
+    // Before, each would take the replica for its own.
+    let may_be_copied = match action {
+        Action::Clone => world.machines[machine].has_identity(),
+        _ => world.machines[machine].has_state(),
+    };
+    if !may_be_copied {
+        return;
+    }
+    world.has_stranger |= !world.machines[machine].has_state();
+    let image = world.machines[machine].image();
+    let database = image.database(&mut world.random);
+    world.add_machine(name, database);
+    match action {
+        Action::Clone => {
+            let copy = world.machines.last_mut().expect("just added");
+            copy.put_state_back(&image);
+        }
+        _ => world.has_stranger = true,
+    }
+}
+
+/// The disk, or only the state directory, is what it was when an image was taken.
+fn put_back(world: &mut World, machine: usize, action: Action) {
+    let images = world.images.iter();
+    let Some((_, image)) = images.rev().find(|(whose, _)| *whose == machine) else {
+        return;
+    };
+    match action {
+        Action::PutImageBack => world.machines[machine].put_back(image),
+        _ => world.machines[machine].put_state_back(image),
+    }
+    world.has_stranger |= !world.machines[machine].has_state();
+}
+
 fn commit(world: &mut World, machine: usize) -> Result<(), Wrong> {
+    if world.machines[machine].frozen == Some(Frozen::Machine) {
+        return Ok(());
+    }
     for _ in 0..1 + world.random.below(4) {
         let database = world.database(machine);
         let mut database = database.lock().unwrap();
@@ -199,12 +345,18 @@ fn hold_and_kill(world: &mut World, machine: usize) -> Result<(), Wrong> {
 /// The machine stands still as a whole; others go on.
 fn hold_and_freeze(world: &mut World, machine: usize) -> Result<(), Wrong> {
     hold(world, machine)?;
+    freeze(world, machine, Action::Freeze);
     let time = match world.random.below(3) {
         0 => Duration::from_secs(30),
         1 => Duration::from_secs(1200),
         _ => Duration::from_secs(24 * 60 * 60),
     };
-    world.advance(time);
+    world.pass(time)?;
+    for other in (0..world.machines.len()).filter(|other| *other != machine) {
+        commit(world, other)?;
+        world.pass_some(3000)?;
+    }
+    freeze(world, machine, Action::Thaw);
     go_on(world, machine)
 }
 

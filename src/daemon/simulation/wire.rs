@@ -63,6 +63,8 @@ struct State {
     rule: Rule,
     /// What becomes of the call with a number, whatever the rule says.
     appointed: Option<(u64, Fate)>,
+    /// The store ignores `If-None-Match`.
+    overwrites: bool,
     /// The daemon is being killed: nothing passes.
     is_hung_up: bool,
     thread: ThreadId,
@@ -78,6 +80,7 @@ impl Line {
             state: Mutex::new(State {
                 rule: Box::new(|_, _| Fate::Answered),
                 appointed: None,
+                overwrites: false,
                 is_hung_up: false,
                 thread: std::thread::current().id(),
                 calls: 0,
@@ -103,6 +106,11 @@ impl Line {
     pub(super) fn heal(&self) {
         self.set_rule(|_, _| Fate::Answered);
         self.state().appointed = None;
+    }
+
+    /// From now on the store overwrites what has a key that is put.
+    pub(super) fn overwrite(&self) {
+        self.state().overwrites = true;
     }
 
     /// How many calls there were.
@@ -292,7 +300,13 @@ impl Store for Wire {
             key: key.to_owned(),
             bytes: bytes.clone(),
         };
-        let put = self.store.put(key, Body::Bytes(bytes));
+        let overwrites = self.line.state().overwrites;
+        let put = async {
+            if overwrites {
+                self.store.delete(&[key.to_owned()]).await?;
+            }
+            self.store.put(key, Body::Bytes(bytes)).await
+        };
         self.pass(Verb::Put, key, Some(late), put).await
     }
 

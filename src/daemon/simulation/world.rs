@@ -2,7 +2,7 @@
 
 use crate::daemon::simulation::capture::SharedDatabase;
 use crate::daemon::simulation::database::{Database, Histories};
-use crate::daemon::simulation::machine::Machine;
+use crate::daemon::simulation::machine::{Frozen, Image, Machine};
 use crate::daemon::simulation::reader::{Reader, Wrong};
 use crate::daemon::simulation::wire::{Fate, Release};
 use crate::error::Error;
@@ -25,8 +25,15 @@ pub(super) struct World {
     pub(super) random: Random,
     pub(super) store: Arc<MemoryStore>,
     pub(super) machines: Vec<Machine>,
+    /// Disks as they were, each with whose.
+    pub(super) images: Vec<(usize, Image)>,
     pub(super) histories: Arc<Histories>,
     pub(super) reader: Reader,
+    /// A machine without a state directory came to a replica that others write: nobody can say
+    /// where its history parted from theirs.
+    pub(super) has_stranger: bool,
+    /// The store ignores `If-None-Match`.
+    pub(super) overwrites: bool,
     /// The true time, microseconds; the store's.
     pub(super) now: Arc<AtomicI64>,
     /// What happened, a line each.
@@ -48,8 +55,11 @@ impl World {
             random: Random::new(seed),
             store,
             machines: Vec::new(),
+            images: Vec::new(),
             histories: Arc::default(),
             reader: Reader::default(),
+            has_stranger: false,
+            overwrites: false,
             now,
             trace: Vec::new(),
             runtime: tokio::runtime::Builder::new_current_thread()
@@ -68,6 +78,9 @@ impl World {
         let seed = self.random.next();
         let machine = Machine::new(name, self.directory.path(), store, database, seed);
         machine.time.clock.store(self.time(), Ordering::Relaxed);
+        if self.overwrites {
+            machine.line.overwrite();
+        }
         self.machines.push(machine);
     }
 
@@ -125,8 +138,10 @@ impl World {
         let micros = time.as_micros() as i64;
         self.now.fetch_add(micros, Ordering::Relaxed);
         for machine in &self.machines {
-            machine.time.clock.fetch_add(micros, Ordering::Relaxed);
-            machine.time.uptime.fetch_add(micros, Ordering::Relaxed);
+            if machine.frozen != Some(Frozen::Machine) {
+                machine.time.clock.fetch_add(micros, Ordering::Relaxed);
+                machine.time.uptime.fetch_add(micros, Ordering::Relaxed);
+            }
         }
     }
 
@@ -140,10 +155,11 @@ impl World {
 
     /// What the uploader says is kept to.
     fn look_at(&mut self, machine: usize) -> Result<(), Wrong> {
-        let machine = &self.machines[machine];
+        let machine = &mut self.machines[machine];
         let Some(status) = machine.status() else {
             return Ok(());
         };
+        machine.note_generation().map_err(|e| e.to_string())?;
         if machine.has_ended() || status.failed.is_some() {
             return Err(format!(
                 "the uploader of {} gave up: {status:?}",
@@ -184,13 +200,14 @@ impl World {
     /// Reads all there is.
     pub(super) fn check(&mut self) -> Result<(), Wrong> {
         let store: Arc<dyn Store> = self.store.clone();
-        let check = self.reader.check(store, &self.histories);
+        let check = self.reader.check(store, &self.histories, self.has_stranger);
         self.runtime.block_on(check)
     }
 
     /// Ends all that is wrong, and lets every writer come to rest.
     pub(super) fn settle(&mut self) -> Result<(), Wrong> {
         for machine in 0..self.machines.len() {
+            self.machines[machine].frozen = None;
             self.machines[machine].line.heal();
             self.machines[machine].line.release(Release::Answer);
             self.machines[machine].line.take_late();
@@ -225,6 +242,27 @@ impl World {
             "no rest within {SETTLED:?}: {}",
             each.collect::<Vec<_>>().join("; ")
         )
+    }
+
+    /// When all is at rest, everything that was captured for a generation is durable.
+    pub(super) fn promise_all(&mut self) {
+        for machine in &self.machines {
+            self.reader.promise(&machine.followed(), &machine.name);
+        }
+    }
+
+    /// A writer that was just started writes the highest generation, or says that it is superseded.
+    pub(super) fn check_place_of(&self, machine: usize) -> Result<(), Wrong> {
+        let all = self.machines.iter().filter_map(Machine::status);
+        let highest = all.filter_map(|status| status.generation).max();
+        let status = self.machines[machine].status().unwrap_or_default();
+        if status.generation == highest || status.superseded.is_some() {
+            return Ok(());
+        }
+        let name = &self.machines[machine].name;
+        Err(format!(
+            "{name} does not know that it is superseded: {status:?}"
+        ))
     }
 
     /// The next-but-`ahead` call of a machine meets this fate.
