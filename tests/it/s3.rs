@@ -11,6 +11,7 @@ use crate::s3_server::{Server, Verb};
 use crate::soak;
 use crate::world::World;
 use crate::writer::{Setup, Writer};
+use serde_json::Value;
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ struct Refusal {
     arrange: fn(&World),
     /// Makes a command be refused.
     change: fn(&mut Command),
-    /// What the message says, where `HOST` is the server.
+    /// What the message says, where `HOST` is the server and `...` may be anything.
     says: &'static str,
 }
 
@@ -73,7 +74,7 @@ const REFUSALS: [Refusal; 6] = [
         name: "clock off",
         arrange: |world| world.server().set(|s| s.clock_ahead = 3600),
         change: |_| {},
-        says: "; set the clock",
+        says: "the clock here says 20..., that of HOST 20...; set the clock",
     },
 ];
 
@@ -94,6 +95,7 @@ fn check_refusal(refusal: &Refusal) {
     let mut daemon = world.daemon();
     assert_eq!(daemon.term(), 0);
     (refusal.arrange)(&world);
+    fs::create_dir(world.path("mnt")).unwrap();
     let host = world.server().endpoint().replace("http://", "");
     let says = refusal.says.replace("HOST", &host).replace("KEYS", KEYS);
     let run = |arguments: &str| -> Output {
@@ -104,16 +106,18 @@ fn check_refusal(refusal: &Refusal) {
     for arguments in [
         "points replicas/app",
         "restore -o out.db replicas/app",
+        "mount replicas mnt",
         "replicate app.db replicas/app",
     ] {
         let start = Instant::now();
-        let output = run(arguments).fails(1, &says);
+        let output = run(arguments).fails(1, "sqlrepl: ");
         let took = start.elapsed();
         let name = refusal.name;
         assert!(took < Duration::from_secs(10), "{name}: {took:?}: {output}");
-        let errors = output.stderr.lines().filter(|line| line.contains(&says));
-        let last = { errors }.next_back().unwrap_or_default();
+        let last = output.stderr.lines().next_back().unwrap_or_default();
         assert!(last.starts_with("sqlrepl: "), "{name}: {output}");
+        let says = says.split("...").all(|words| last.contains(words));
+        assert!(says, "{name}: {output}");
         assert!(!output.stderr.contains("wrong"), "{name}: {output}");
     }
     assert!(!world.path("out.db").exists(), "{}", refusal.name);
@@ -176,8 +180,15 @@ fn commits_made_while_the_server_is_away_arrive_in_order_when_it_is_back() {
         last = now;
     }
     assert!(daemon.is_running());
-    let lag = world.sqlrepl("sync app.db --timeout 1s");
-    lag.fails(1, "s3://replicas/app lacks commits");
+    let unsynced = world.sqlrepl("sync app.db --timeout 1s");
+    unsynced.fails(1, "s3://replicas/app lacks commits");
+    let status = replica_status(&world);
+    assert_eq!(status["state"], "retrying", "{status}");
+    let trouble = status["trouble"].as_str().unwrap_or_default();
+    assert!(trouble.contains("Connection refused"), "{status}");
+    let lag = status["lag_seconds"].as_f64().unwrap();
+    assert!(lag + 2.0 > outage.as_secs_f64(), "{status}");
+    assert!(status["waiting_commits"].as_u64() > Some(100), "{status}");
     world.server().up();
     wait_until(LONG, "a sync", || {
         world.sqlrepl("sync app.db --timeout 10s").code == 0
@@ -185,6 +196,9 @@ fn commits_made_while_the_server_is_away_arrive_in_order_when_it_is_back() {
     fs::write(world.path("stop"), "").unwrap();
     let answer = writer.answer();
     world.sync();
+    let status = replica_status(&world);
+    assert_eq!(status["state"], "replicating", "{status}");
+    assert_eq!(status["waiting_commits"], 0, "{status}");
     assert_eq!(daemon.term(), 0);
     let exact = check_all(&world.path("replicas/app"), &world.path("ledger"));
     println!("{answer}, away for {outage:?}: {exact:?}; longest time without a commit {longest:?}");
@@ -196,4 +210,13 @@ fn commits_made_while_the_server_is_away_arrive_in_order_when_it_is_back() {
         "a commit waited {longest:?}"
     );
     assert!(world.server().counts().calls[&Verb::Put] > 0);
+}
+
+/// What `sqlrepl status` says of the only replica.
+#[track_caller]
+fn replica_status(world: &World) -> Value {
+    // Its exit code says whether all is well.
+    let printed = world.sqlrepl("status app.db --json").stdout;
+    let status: Value = serde_json::from_str(&printed).unwrap();
+    status[0]["replicas"][0].clone()
 }
