@@ -279,7 +279,6 @@ impl Versions {
             RetrySettings {
                 first_wait: Duration::from_millis(1),
                 longest_wait: Duration::from_millis(10),
-                attempt: Duration::from_millis(100),
                 total: Duration::from_millis(300),
                 ..RetrySettings::default()
             },

@@ -58,6 +58,8 @@ fn a_clone_that_starts_hours_later_forks_before_its_first_upload() {
 fn a_lost_state_goes_on_in_its_generation_when_the_wal_proves_it() {
     let world = World::new();
     let mut one = Machine::new(&world, "one", 1_000_000);
+    // However slow this machine is, the WAL is not restarted meanwhile.
+    let reader = world.keep_open("one/app.db", "BEGIN; SELECT count(*) FROM t");
     one.replicate("");
     one.commit_each(5);
     one.kill();
@@ -65,6 +67,7 @@ fn a_lost_state_goes_on_in_its_generation_when_the_wal_proves_it() {
     let before = stored_bytes(&world);
     one.commit(3);
     one.replicate("");
+    reader.end("COMMIT");
     one.commit_each(2);
     let after = stored_bytes(&world);
     let lineage = lineage::check(&world, &[&one]);
