@@ -123,7 +123,7 @@ pub(crate) struct Status {
 pub(crate) struct Mount {
     /// What to show, and an empty directory for it. SOURCE is a replica, or a directory or prefix
     /// of replicas; without it, the databases of the config file are shown
-    #[arg(required = true, num_args = 1..=2, value_names = ["SOURCE", "DIR"])]
+    #[arg(required = true, num_args = 1..=2, value_name = "PLACE")]
     pub(crate) places: Vec<String>,
     /// Let other users look, too
     #[arg(long)]

@@ -23,6 +23,7 @@ pub(crate) async fn run(args: Restore, config: &Config) -> Result<()> {
         }
         found => found?,
     };
+    let candidates = target.candidates(args.replica.as_deref())?;
     let output = output(&args, &target)?;
     if args.if_db_not_exists && output.exists() {
         tracing::info!("{} exists: nothing to restore", output.display());
@@ -34,7 +35,6 @@ pub(crate) async fn run(args: Restore, config: &Config) -> Result<()> {
         (Some(time), None) => Moment::parse_time(time, clock()())?,
         (None, None) => Moment::Latest,
     };
-    let candidates = target.candidates(args.replica.as_deref())?;
     let holds_something = Cell::new(false);
     let opened = first(&candidates, async |replica, candidate| {
         holds_something.set(holds_something.get() || replica.newest().is_some());
@@ -79,8 +79,8 @@ fn output(args: &Restore, target: &Target<'_>) -> Result<PathBuf> {
         (Some(output), _) => Ok(output.clone()),
         (None, Target::Database(database)) => Ok(database.capture.database.clone()),
         (None, Target::Replica(candidate)) => Err(Error::invalid(format!(
-            "{} is a replica, which does not say where its database belongs; give -o PATH, or a \
-             database of the config file",
+            "{}: a replica does not say where its database belongs; give -o PATH, or a database \
+             of the config file",
             candidate.name
         ))),
     }

@@ -37,8 +37,8 @@ pub(crate) struct Candidate {
 }
 
 impl<'a> Target<'a> {
-    /// A URL, or a directory in which a replica lies, is meant as it is written; else a database is,
-    /// by its name and then by its path; else a directory, whatever it holds.
+    /// A URL, or a directory in which a replica lies, is meant as it is written; else a database
+    /// is, by its name and then by its path; else a directory, whatever it holds.
     ///
     /// # Errors
     /// `NotFound`, which says what was tried.

@@ -1,5 +1,5 @@
-//! Which databases the sources hold: a source that is a replica itself, the replicas one level below
-//! it, or one database with several replicas. Finds them; remembers nothing.
+//! Which databases the sources hold: a source that is a replica itself, the replicas one level
+//! below it, or one database with several replicas. Finds them; remembers nothing.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Store;

@@ -10,6 +10,7 @@
 #[path = "../bench/table.rs"]
 mod bench;
 mod checkpoint;
+mod config;
 mod crash;
 mod damage;
 mod demo;

@@ -169,6 +169,7 @@ impl World {
             command.env(name, "/dev/null");
         }
         command.env("AWS_EC2_METADATA_DISABLED", "true");
+        command.env_remove("SQLREPL_CONFIG");
         if let Some(server) = &self.server {
             command
                 .env("AWS_ENDPOINT_URL", server.endpoint())
@@ -305,12 +306,18 @@ impl World {
     /// Mounts `replicas` at `mnt` and waits for the line that says so.
     #[track_caller]
     pub(crate) fn mount(&self) -> Mount {
+        self.mount_at("mount replicas mnt")
+    }
+
+    /// Mounts something else at `mnt` and waits for the line that says so.
+    #[track_caller]
+    pub(crate) fn mount_at(&self, arguments: &str) -> Mount {
         let at = self.path("mnt");
         // A mount that was killed answers nothing there, not even that it is a directory.
         if let Err(error) = fs::create_dir(&at) {
             assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
         }
-        let program = self.start("mount replicas mnt");
+        let program = self.start(arguments);
         // The guard stands before anything can fail.
         let mut mount = Mount { program, at };
         wait_until(LONG, "the line that says that the mount is ready", || {

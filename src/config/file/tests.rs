@@ -447,80 +447,78 @@ fn a_place_that_contradicts_itself_is_refused() {
 }
 
 #[test]
-fn what_is_ones_own_is_never_shared() {
+fn two_databases_never_share_a_file_a_name_or_a_spool() {
     let file = |path: &str| format!("path = \"{path}\"");
-    let bucket = |prefix: &str| format!("url = \"s3://bucket{prefix}\"");
-    let two = |one: &str, other: &str| database("/a.db", one) + &database("/b.db", other);
-    let clash = |how: &str, one: &str, other: &str, places: &str| {
-        format!(
-            "/etc/s.toml: replica \"{one}\" of database a {how} replica \"{other}\" of database \
-             b: {places}; each replica needs a place of its own"
-        )
+    refused(
+        &(database("/a.db", &file("/x")) + &database("/./a.db", &file("/y"))),
+        "/etc/s.toml: the databases a and a are one file: /a.db",
+    );
+    refused(
+        &(database("/1/a.db", &file("/x")) + &database("/2/a.sqlite", &file("/y"))),
+        "/etc/s.toml: two databases have the name \"a\": /1/a.db and /2/a.sqlite; give one of them \
+         a name of its own",
+    );
+    refused(
+        "[[db]]\npath = \"/a.db\"\nmeta-path = \"/m\"\n[[db.replica]]\npath = \"/x\"\n\
+         [[db]]\npath = \"/b.db\"\nmeta-path = \"/m/\"\n[[db.replica]]\npath = \"/y\"\n",
+        "/etc/s.toml: the databases a and b have one meta-path: /m",
+    );
+    refused(
+        &database(
+            "/a.db",
+            "path = \"/x\"\n[[db.replica]]\nname = \"/x\"\npath = \"/y\"",
+        ),
+        "/etc/s.toml: database a has two replicas with the name \"/x\"; give one of them another",
+    );
+}
+
+#[test]
+fn no_replica_lies_where_another_one_does_or_within() {
+    let two = |one: &str, other: &str| {
+        let key = if one.contains("://") { "url" } else { "path" };
+        database("/a.db", &format!("{key} = \"{one}\""))
+            + &database("/b.db", &format!("{key} = \"{other}\""))
     };
-    for (text, sentence) in [
+    for (one, other, how, names, places) in [
         (
-            database("/a.db", &file("/x")) + &database("/./a.db", &file("/y")),
-            "/etc/s.toml: the databases a and a are one file: /a.db".into(),
+            "/x",
+            "/x/",
+            "lies in the place of",
+            ["/x", "/x"],
+            "/x and /x",
+        ),
+        ("/x", "/x/y", "lies around", ["/x", "/x/y"], "/x and /x/y"),
+        (
+            "s3://bucket/x/y",
+            "s3://bucket/x?region=a",
+            "lies within",
+            ["s3://bucket/x/y", "s3://bucket/x"],
+            "s3://bucket/x/y and s3://bucket/x",
         ),
         (
-            database("/1/a.db", &file("/x")) + &database("/2/a.sqlite", &file("/y")),
-            "/etc/s.toml: two databases have the name \"a\": /1/a.db and /2/a.sqlite; give one \
-             of them a name of its own"
-                .into(),
-        ),
-        (
-            "[[db]]\npath = \"/a.db\"\nmeta-path = \"/m\"\n[[db.replica]]\npath = \"/x\"\n\
-             [[db]]\npath = \"/b.db\"\nmeta-path = \"/m/\"\n[[db.replica]]\npath = \"/y\"\n"
-                .to_owned(),
-            "/etc/s.toml: the databases a and b have one meta-path: /m".into(),
-        ),
-        (
-            two(&file("/x"), &file("/x/")),
-            clash("lies in the place of", "/x", "/x", "/x and /x"),
-        ),
-        (
-            two(&file("/x"), &file("/x/y")),
-            clash("lies around", "/x", "/x/y", "/x and /x/y"),
-        ),
-        (
-            two(&bucket("/x/y"), &bucket("/x?region=a")),
-            clash(
-                "lies within",
-                "s3://bucket/x/y",
-                "s3://bucket/x",
-                "s3://bucket/x/y and s3://bucket/x",
-            ),
-        ),
-        (
-            two(&bucket(""), &bucket("/x")),
-            clash(
-                "lies around",
-                "s3://bucket",
-                "s3://bucket/x",
-                "s3://bucket and s3://bucket/x",
-            ),
-        ),
-        (
-            database(
-                "/a.db",
-                "path = \"/x\"\n[[db.replica]]\nname = \"/x\"\npath = \"/y\"",
-            ),
-            "/etc/s.toml: database a has two replicas with the name \"/x\"; give one of them \
-             another"
-                .into(),
+            "s3://bucket",
+            "s3://bucket/x",
+            "lies around",
+            ["s3://bucket", "s3://bucket/x"],
+            "s3://bucket and s3://bucket/x",
         ),
     ] {
-        refused(&text, &sentence);
+        let [name, other_name] = names;
+        let sentence = format!(
+            "/etc/s.toml: replica \"{name}\" of database a {how} replica \"{other_name}\" of \
+             database b: {places}; each replica needs a place of its own"
+        );
+        refused(&two(one, other), &sentence);
     }
-    for fine in [
-        two(&file("/x"), &file("/x2")),
-        two(&bucket("/x"), &bucket("/x2")),
-        two(
-            &bucket("/x?endpoint=http://a"),
-            &bucket("/x?endpoint=http://b"),
+    for (one, other) in [
+        ("/x", "/x2"),
+        ("s3://bucket/x", "s3://bucket/x2"),
+        (
+            "s3://bucket/x?endpoint=http://a",
+            "s3://bucket/x?endpoint=http://b",
         ),
     ] {
-        read(&fine).unwrap();
+        read(&two(one, other)).unwrap();
     }
 }
 
@@ -560,4 +558,46 @@ fn sizes_and_durations_are_those_of_the_command_line() {
     assert_eq!(parse_size("4MiB").unwrap(), WAL_SIZE);
     assert_eq!(parse_duration("1s").unwrap(), MONITOR_INTERVAL);
     assert_eq!(parse_duration("1s").unwrap(), SYNC_INTERVAL);
+}
+
+#[test]
+fn the_example_is_right_and_shows_every_key() {
+    const EXAMPLE: &str = include_str!("../../../contrib/sqlrepl.toml");
+    let environment = |_: &str| Some("word".to_owned());
+    let file = Path::new("/etc/sqlrepl.toml");
+    let settings = parse(EXAMPLE, file, Path::new("/etc"), &environment).unwrap();
+    assert_eq!(settings.databases[0].replicas.len(), 3);
+    // What it calls defaults are the defaults.
+    let least = read(&database("/var/lib/app/app.db", "path = \"/backup/app\"")).unwrap();
+    let (shown, least) = (&settings.databases[0], &least.databases[0]);
+    assert_eq!(settings.log, LogSettings::default());
+    assert_eq!(shown.name, least.name);
+    assert_eq!(shown.capture.meta_path, least.capture.meta_path);
+    assert_eq!(
+        shown.capture.monitor_interval,
+        least.capture.monitor_interval
+    );
+    assert_eq!(shown.capture.wal_size, least.capture.wal_size);
+    assert_eq!(
+        shown.replicas[0].sync_interval,
+        least.replicas[0].sync_interval
+    );
+    assert_eq!(
+        shown.replicas[0].snapshot_interval,
+        least.replicas[0].snapshot_interval
+    );
+    for kind in table::KINDS {
+        for key in kind.keys {
+            let is_shown = ["\n", "{ ", ", "]
+                .iter()
+                .any(|before| EXAMPLE.contains(&format!("{before}{key} = ")));
+            let heads = ["\n[", "\n[[", "\n[[db."];
+            let is_table = heads
+                .iter()
+                .any(|before| EXAMPLE.contains(&format!("{before}{key}]")));
+            assert!(is_shown || is_table, "the example lacks {key}");
+        }
+    }
+    let readme = include_str!("../../../README.md");
+    assert!(readme.contains(EXAMPLE), "the README shows another example");
 }
