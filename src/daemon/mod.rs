@@ -67,7 +67,7 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     for (at, name) in fleet.names().enumerate() {
         let supervised = fleet.clone().supervise(at, stopped.clone(), first.clone());
-        let span = tracing::error_span!("database", name = %name);
+        let span = tracing::error_span!("database", database = %name);
         tasks.spawn(supervised.instrument(span));
     }
     drop(first);

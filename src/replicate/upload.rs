@@ -98,7 +98,7 @@ impl Uploader {
         let (status_sender, status) = watch::channel(Status::default());
         let urgent = watch::Sender::new(0);
         let stop = watch::Sender::new(false);
-        let span = tracing::error_span!("replica", name = %settings.name);
+        let span = tracing::error_span!("replica", replica = %settings.name);
         let given = task::Given {
             store,
             source,

@@ -164,7 +164,7 @@ async fn replaced_by_a_stranger(store: &Arc<FaultStore>, first: u64) -> String {
     let foreign = stranger.store.get_range(&key, 0, size).await.unwrap();
     let named = StoredObject::open(&*stranger.store, &key, size);
     let previous = named.await.unwrap().footer.header.previous;
-    store.delete(&[key.clone()]).await.unwrap();
+    store.delete(std::slice::from_ref(&key)).await.unwrap();
     store.put(&key, Body::Bytes(foreign)).await.unwrap();
     format!("memory: {key}: it goes on from hash {previous}, but ")
 }
