@@ -125,8 +125,8 @@ impl Connection {
         Ok(file)
     }
 
-    /// The journal mode that the database is in: `wal`, `delete`, ... Parses the schema, which stays
-    /// in memory as long as the connection.
+    /// The journal mode that the database is in: `wal`, `delete`, ... Parses the schema, which
+    /// stays in memory as long as the connection.
     pub(super) fn journal_mode(&self) -> rusqlite::Result<String> {
         self.inner
             .query_row("PRAGMA journal_mode", [], |row| row.get(0))

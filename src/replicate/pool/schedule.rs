@@ -77,7 +77,7 @@ pub(super) struct Schedule {
     ready: VecDeque<Id>,
     /// When something was last taken from a queue of several, or it was empty before.
     moved: Instant,
-    /// The parked ones by the time from which they may be called, and by the one at which they must.
+    /// The parked ones by the time from which they may be called, and by that at which they must.
     may: BTreeSet<(Instant, Id)>,
     must: BTreeSet<(Instant, Id)>,
     /// The last to lie down is called first, so that those not needed end.
