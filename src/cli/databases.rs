@@ -63,7 +63,11 @@ async fn rows(database: &DatabaseSettings, is_json: bool) -> Vec<(Vec<Value>, Op
             Ok(newest) => (newest, None),
             Err(e) => (None, Some(e)),
         };
-        let status = statuses.iter().find(|status| status.name == replica.name);
+        // A daemon that was started without the config file calls it by its place.
+        let location = replica.location.to_string();
+        let status = statuses
+            .iter()
+            .find(|status| status.name == replica.name || status.location == location);
         rows.push((
             row(database, replica, newest, status, clock()(), is_json),
             failure,

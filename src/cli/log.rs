@@ -53,11 +53,12 @@ impl Log {
 
     /// Says why the program failed: on the standard error, as that looks, and in a log elsewhere.
     pub(crate) fn last_words(&self, error: &Error) {
+        let is_json = self.format == LogFormat::Json && tracing::enabled!(tracing::Level::ERROR);
         let is_stderr = self.target == LogTarget::Stderr;
-        if !is_stderr || self.format == LogFormat::Json {
+        if is_json || !is_stderr {
             tracing::error!("{error}");
         }
-        if !is_stderr || self.format == LogFormat::Text {
+        if !(is_json && is_stderr) {
             eprintln!("sqlrepl: {error}");
         }
     }

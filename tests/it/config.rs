@@ -335,6 +335,8 @@ fn sync_and_databases_ask_the_daemon_of_a_database_by_its_name() {
     let newest = world.points_of("backup/one").pop().unwrap();
     assert_eq!(one["newest"], newest.time.as_str());
     assert!(one["age"].as_f64().is_some(), "{one}");
+    assert!(one["lag"].as_f64().is_some(), "{one}");
+    assert_eq!(one["fencing"], "put-if-absent");
     assert!(two["newest"].is_null() && two["lag"].is_null(), "{two}");
     assert_eq!(daemon.term(), 0);
 }
@@ -447,6 +449,13 @@ fn a_log_in_json_is_one_object_a_line_wherever_it_goes() {
     let refused = world.sqlrepl("--config c.toml restore nowhere -o x.db");
     assert_eq!(refused.code, 3, "{refused}");
     is_json(&refused.stderr);
+    // Whatever is not logged, a failure is said.
+    let mut command = world.ours("--config c.toml restore nowhere -o x.db");
+    let refused = run(command.env("SQLREPL_LOG", "off"));
+    assert!(
+        refused.stderr.starts_with("sqlrepl: nowhere: "),
+        "{refused}"
+    );
     let file = "[log]\nformat = \"json\"\ntarget = \"./s.log\"\nlevel = \"error\"\n";
     fs::write(world.path("c.toml"), file).unwrap();
     let mut command = world.ours("replicate app.db backup/one --config c.toml --meta-path spool1");
