@@ -228,3 +228,83 @@ fn name(place: &Place, sources: &[Source]) -> Result<String> {
 fn is_directory_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && name.len() <= 255 && !name.contains(['/', '\0'])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Body;
+    use crate::storage::fault::{Fault, FaultStore, Verb, every};
+    use crate::storage::memory::MemoryStore;
+
+    /// The stores of a database's replicas: the first holds nothing, the others one object each.
+    async fn database() -> (Vec<Arc<FaultStore>>, Vec<Source>) {
+        let mut stores = Vec::new();
+        for n in 0..3 {
+            let store = FaultStore::new(MemoryStore::new());
+            if n > 0 {
+                let body = Body::Bytes("a claim".into());
+                store.put("generations/1/claim", body).await.unwrap();
+            }
+            stores.push(store);
+        }
+        let replicas = stores.iter().map(|store| store.clone() as Arc<dyn Store>);
+        let source = Source::Database {
+            name: "app".to_owned(),
+            replicas: replicas.collect(),
+        };
+        (stores, vec![source])
+    }
+
+    /// Which replica of `app` is found, and how many others were passed over.
+    async fn found(sources: &[Source], known: &[usize]) -> Result<(Option<Part>, usize)> {
+        let known: Vec<Part> = known.iter().map(|n| Part::Replica(*n)).collect();
+        let found = replicas(sources, &|place| known.contains(&place.part)).await?;
+        let part = found.by_name.get("app").map(|place| place.part.clone());
+        Ok((part, found.passed_over.len()))
+    }
+
+    #[tokio::test]
+    async fn the_first_replica_that_answers_and_holds_something_is_shown() {
+        let (stores, sources) = database().await;
+        let second = (Some(Part::Replica(1)), 0);
+        assert_eq!(found(&sources, &[]).await.unwrap(), second);
+        stores[1].set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+        let third = (Some(Part::Replica(2)), 1);
+        assert_eq!(found(&sources, &[]).await.unwrap(), third);
+        // The one that is shown is not asked again; one before it is shown when it answers.
+        stores[2].set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+        assert_eq!(found(&sources, &[2]).await.unwrap(), third);
+        let asked = stores[2].counts(Verb::ListFolder).calls;
+        stores[1].set_rule(|_| None);
+        assert_eq!(found(&sources, &[2]).await.unwrap(), second);
+        assert_eq!(stores[2].counts(Verb::ListFolder).calls, asked);
+    }
+
+    #[tokio::test]
+    async fn a_database_of_which_nothing_answers_is_an_error_only_when_it_is_alone() {
+        let (stores, mut sources) = database().await;
+        for (store, kind) in stores.iter().zip([
+            ErrorKind::Refused,
+            ErrorKind::Refused,
+            ErrorKind::Unavailable,
+        ]) {
+            store.set_rule(every(Fault::Refuse(kind)));
+        }
+        let error = found(&sources, &[]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        let (_, mut other) = database().await;
+        if let Source::Database { name, .. } = &mut other[0] {
+            *name = "shop".to_owned();
+        }
+        sources.append(&mut other);
+        assert_eq!(found(&sources, &[]).await.unwrap(), (None, 3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_does_not_answer_in_time_is_passed_over() {
+        let (stores, sources) = database().await;
+        stores[0].set_rule(every(Fault::Delay(PATIENCE * 10)));
+        let second = (Some(Part::Replica(1)), 1);
+        assert_eq!(found(&sources, &[]).await.unwrap(), second);
+    }
+}
