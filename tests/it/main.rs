@@ -15,6 +15,7 @@ mod crash;
 mod damage;
 mod demo;
 mod exact;
+mod fleet;
 mod lineage;
 mod listing;
 mod machine;

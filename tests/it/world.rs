@@ -128,6 +128,11 @@ impl World {
         }
     }
 
+    /// How many requests its server has seen, if it has one.
+    pub(crate) fn requests(&self) -> Option<u64> {
+        self.server.as_ref().map(Server::requests)
+    }
+
     /// Brings it back as it was.
     pub(crate) fn bring_replica_back(&self) {
         match &self.server {
@@ -181,7 +186,7 @@ impl World {
     }
 
     /// A word of a command: the place of a replica where this world has it.
-    fn place(&self, word: &str) -> String {
+    pub(crate) fn place(&self, word: &str) -> String {
         let below = word.strip_prefix("./").unwrap_or(word);
         let is_replica = below == "replicas" || below.starts_with("replicas/");
         match self.server {

@@ -1,0 +1,382 @@
+//! Many databases in one process: what fails stops nothing else and shows in log, status and exit
+//! code; what is idle costs next to nothing.
+
+use crate::program::{LONG, Running, wait_until};
+use crate::world::World;
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// A `[[db]]` of the config file for the database at `path`, with replicas of these names, each in
+/// `replicas/` and its own name.
+fn db(world: &World, path: &str, replicas: &[&str]) -> String {
+    let mut text = format!("[[db]]\npath = \"{path}\"\n");
+    for name in replicas {
+        let place = world.place(&format!("replicas/{name}"));
+        let key = if place.contains("://") { "url" } else { "path" };
+        writeln!(
+            text,
+            "[[db.replica]]\nname = \"{name}\"\n{key} = \"{place}\"\nsync-interval = \"50ms\""
+        )
+        .unwrap();
+    }
+    text
+}
+
+/// Writes the config file of these databases, each with one replica of its name.
+fn config(world: &World, names: &[&str]) {
+    let dbs = names
+        .iter()
+        .map(|name| db(world, &format!("{name}.db"), &[name]));
+    fs::write(world.path("fleet.toml"), dbs.collect::<String>()).unwrap();
+}
+
+/// Makes a database with a table `t(v)`.
+#[track_caller]
+fn make(world: &World, name: &str) {
+    let made = "PRAGMA journal_mode=WAL; CREATE TABLE t(v); INSERT INTO t VALUES('made')";
+    world.sql(&format!("{name}.db"), made);
+}
+
+#[track_caller]
+fn insert(world: &World, name: &str, value: &str) {
+    let insert = format!("INSERT INTO t VALUES('{value}')");
+    world.sql(&format!("{name}.db"), &insert);
+}
+
+/// The value that was inserted last, by a replica.
+#[track_caller]
+fn newest(world: &World, replica: &str) -> String {
+    // Each restore needs a name of its own.
+    let name = tempfile::Builder::new().tempfile_in(world.logs()).unwrap();
+    let path = name.path().with_extension("db");
+    let path = path.to_str().unwrap();
+    world
+        .sqlrepl(&format!("restore -o {path} replicas/{replica}"))
+        .ok();
+    world.sql(path, "SELECT v FROM t ORDER BY rowid DESC LIMIT 1")
+}
+
+#[track_caller]
+fn await_sync(world: &World, daemon: &mut Running, name: &str) {
+    wait_until(LONG, &format!("a sync of {name}"), || {
+        assert!(daemon.is_running(), "the daemon ended");
+        world.sqlrepl(&format!("sync {name}.db --timeout 30s")).code == 0
+    });
+}
+
+/// What `status` says of each database, and its exit code.
+#[track_caller]
+fn status(world: &World, of: &str) -> (Vec<Value>, i32) {
+    let output = world.sqlrepl(&format!("status {of} --json"));
+    match serde_json::from_str(&output.stdout) {
+        Ok(Value::Array(databases)) => (databases, output.code),
+        _ => panic!("no array: {output}"),
+    }
+}
+
+/// The line of the log that has these words.
+#[track_caller]
+fn line(daemon: &Running, words: &str) -> String {
+    let log = daemon.stderr();
+    let line = log.lines().find(|line| line.contains(words));
+    line.unwrap_or_else(|| panic!("no \"{words}\" in {log}"))
+        .to_owned()
+}
+
+/// README: "A database or a replica that fails stops no other, and shows in the log, in `sqlrepl
+/// status` and in the exit code."
+#[test]
+fn a_bad_path_and_a_bad_replica_stop_nothing_else_and_show_everywhere() {
+    let world = World::new();
+    for name in ["app", "shop", "blog", "wiki"] {
+        make(&world, name);
+    }
+    let foreign = world.path("replicas/foreign/ltx/0");
+    fs::create_dir_all(&foreign).unwrap();
+    fs::write(foreign.join("1.ltx"), "another tool's").unwrap();
+    config(&world, &["app", "shop", "blog"]);
+    let mut text = fs::read_to_string(world.path("fleet.toml")).unwrap();
+    text += &db(&world, "wiki.db", &["foreign", "wiki"]);
+    text += &db(&world, "gone/lost.db", &["lost"]);
+    fs::write(world.path("fleet.toml"), text).unwrap();
+
+    let mut daemon = world.replicate("--config fleet.toml");
+    for name in ["app", "shop", "blog"] {
+        await_sync(&world, &mut daemon, name);
+    }
+    daemon.wait_says("another tool");
+    daemon.wait_says("lost.db-sqlrepl");
+    let said = line(&daemon, "another tool");
+    assert!(said.contains("wiki") && said.contains("foreign"), "{said}");
+    let said = line(&daemon, "lost.db-sqlrepl");
+    assert!(said.contains("database{database=lost}"), "{said}");
+    insert(&world, "wiki", "one replica goes on");
+    let sync = "sync wiki.db --replica wiki --timeout 60s";
+    world.sqlrepl(sync).ok();
+    assert_eq!(newest(&world, "wiki"), "one replica goes on");
+
+    let (databases, code) = status(&world, "--config fleet.toml");
+    assert_eq!(code, 1);
+    let states: Vec<_> = databases
+        .iter()
+        .map(|it| (it["name"].as_str().unwrap(), it["state"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        ("app", "capturing"),
+        ("shop", "capturing"),
+        ("blog", "capturing"),
+        ("wiki", "capturing"),
+        ("lost", "waiting"),
+    ];
+    assert_eq!(states, expected);
+    assert_eq!(databases[0]["replicas"][0]["state"], "replicating");
+    let foreign = &databases[3]["replicas"][0];
+    assert_eq!(foreign["state"], "failed");
+    let why = foreign["trouble"].as_str().unwrap();
+    assert!(why.contains("another tool"), "{why}");
+    assert_eq!(databases[3]["replicas"][1]["state"], "replicating");
+    let why = databases[4]["trouble"].as_str().unwrap();
+    assert!(why.contains("lost.db-sqlrepl"), "{why}");
+
+    let text = world.sqlrepl("status --config fleet.toml");
+    let rows: Vec<&str> = text.stdout.lines().collect();
+    assert!(rows[0].starts_with("DATABASE  REPLICA  STATE"), "{text}");
+    assert_eq!(rows.len(), 7, "{text}");
+    assert!(rows[6].contains("waiting to be tried again"), "{text}");
+    assert!(
+        text.stderr
+            .contains("2 of 5 databases are not well: wiki, lost"),
+        "{text}"
+    );
+    world.sqlrepl("status app --config fleet.toml").ok();
+    assert_eq!(daemon.term(), 1);
+}
+
+#[test]
+fn a_database_whose_directory_comes_later_is_replicated_from_then_on() {
+    let world = World::new();
+    make(&world, "app");
+    config(&world, &["app", "disk/later"]);
+    let mut daemon = world.replicate("--config fleet.toml");
+    daemon.wait_says("later.db-sqlrepl");
+    fs::create_dir(world.path("disk")).unwrap();
+    make(&world, "disk/later");
+    await_sync(&world, &mut daemon, "disk/later");
+    assert_eq!(newest(&world, "disk/later"), "made");
+    assert_eq!(status(&world, "--config fleet.toml").1, 0);
+    assert_eq!(daemon.term(), 0);
+}
+
+#[test]
+fn what_another_process_replicates_is_left_to_it() {
+    let world = World::new();
+    make(&world, "app");
+    make(&world, "shop");
+    config(&world, &["app"]);
+    let mut first = world.replicate("--config fleet.toml");
+    await_sync(&world, &mut first, "app");
+
+    // Nothing else to do: it ends.
+    let mut second = world.replicate("--config fleet.toml");
+    assert_eq!(second.wait_exit(), 1);
+    assert!(second.stderr().contains("another process"));
+
+    config(&world, &["app", "shop"]);
+    let mut second = world.replicate("--config fleet.toml");
+    await_sync(&world, &mut second, "shop");
+    let said = line(&second, "another process");
+    assert!(said.contains("database{database=app}"), "{said}");
+    assert!(said.contains("not replicated any more"), "{said}");
+    // The one that replicates it speaks for it.
+    assert_eq!(status(&world, "--config fleet.toml").1, 0);
+    insert(&world, "app", "still here");
+    await_sync(&world, &mut first, "app");
+    assert_eq!(newest(&world, "app"), "still here");
+    assert_eq!(second.term(), 1);
+    assert_eq!(first.term(), 0);
+}
+
+#[test]
+fn databases_without_a_daemon_are_shown_as_not_running() {
+    let world = World::new();
+    make(&world, "app");
+    config(&world, &["app", "shop"]);
+    let (databases, code) = status(&world, "--config fleet.toml");
+    assert_eq!(code, 1);
+    let not_running = |it: &Value| it["state"] == "not-running";
+    assert!(databases.iter().all(not_running), "{databases:?}");
+    let text = world.sqlrepl("status app.db").fails(1, "app is not well");
+    assert!(text.stdout.contains("not running"), "{text}");
+}
+
+/// README: "`sqlrepl status` shows how far a replica is behind while its store is away."
+#[test]
+fn the_lag_is_shown_while_a_replica_is_away_and_ends_when_it_is_back() {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.daemon();
+    let of = "app.db";
+    let replica = |databases: &[Value]| databases[0]["replicas"][0].clone();
+    let (databases, code) = status(&world, of);
+    assert_eq!(code, 0, "{databases:?}");
+    let before = replica(&databases);
+    assert_eq!(before["lag_seconds"], 0.0);
+    assert_eq!(before["waiting_commits"], 0);
+    let points = world.points();
+    let last = points.last().unwrap();
+    assert_eq!(before["txid"], last.txid);
+    assert_eq!(before["time"], last.time);
+    assert_eq!(before["generation"], last.generation);
+
+    world.take_replica_away();
+    for n in 0..3 {
+        world.sql(
+            "app.db",
+            &format!("UPDATE t SET v = 'away {n}' WHERE id = 1"),
+        );
+    }
+    wait_until(LONG, "a lag of two seconds and a reason", || {
+        let away = replica(&status(&world, of).0);
+        away["lag_seconds"].as_f64().unwrap() > 2.0
+            && away["waiting_commits"] == 3
+            && away["state"] == "retrying"
+    });
+    let (databases, code) = status(&world, of);
+    let away = replica(&databases);
+    assert_eq!(code, 1, "{away}");
+    assert_eq!(databases[0]["state"], "capturing");
+    assert_eq!(away["txid"], before["txid"], "{away}");
+    assert!(away["trouble"].is_string(), "{away}");
+
+    world.bring_replica_back();
+    wait_until(LONG, "the end of the lag", || {
+        let (databases, code) = status(&world, of);
+        code == 0 && replica(&databases)["lag_seconds"] == 0.0
+    });
+    assert_eq!(world.points().len(), points.len() + 3);
+    assert_eq!(daemon.term(), 0);
+}
+
+#[test]
+fn all_databases_go_on_after_the_process_was_killed() {
+    let names = ["app", "shop", "blog", "wiki"];
+    let world = World::new();
+    for name in names {
+        make(&world, name);
+    }
+    config(&world, &names);
+    let mut daemon = world.replicate("--config fleet.toml");
+    for name in names {
+        await_sync(&world, &mut daemon, name);
+        insert(&world, name, "seen");
+        await_sync(&world, &mut daemon, name);
+    }
+    daemon.kill9();
+    for name in names {
+        insert(&world, name, "meanwhile");
+    }
+    let mut daemon = world.replicate("--config fleet.toml");
+    for name in names {
+        await_sync(&world, &mut daemon, name);
+        assert_eq!(newest(&world, name), "meanwhile");
+    }
+    assert_eq!(status(&world, "--config fleet.toml").1, 0);
+    assert_eq!(daemon.term(), 0);
+}
+
+/// What a process has used so far.
+struct Usage {
+    cpu: Duration,
+    /// Bytes of its own; what is mapped from files is shared.
+    memory: u64,
+}
+
+impl Usage {
+    fn of(daemon: &Running) -> Self {
+        let proc = PathBuf::from(format!("/proc/{}", daemon.pid()));
+        let stat = fs::read_to_string(proc.join("stat")).unwrap();
+        // The name, in parentheses, may hold anything; user and system time come 11 fields later.
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        let ticks: u64 = fields[11..13]
+            .iter()
+            .map(|it| it.parse::<u64>().unwrap())
+            .sum();
+        let status = fs::read_to_string(proc.join("status")).unwrap();
+        let anonymous = status
+            .lines()
+            .find(|line| line.starts_with("RssAnon"))
+            .unwrap();
+        let kib: u64 = anonymous
+            .split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap();
+        Self {
+            // A tick of /proc is 10 ms on every Linux.
+            cpu: Duration::from_millis(ticks * 10),
+            memory: kib << 10,
+        }
+    }
+}
+
+/// README: "200 idle databases in one process take less than 1 % of a core and less than 100 MB,
+/// and ask nothing of their stores."
+#[test]
+fn two_hundred_idle_databases_cost_next_to_nothing() {
+    const SECONDS: u64 = 10;
+    let world = World::alone();
+    make(&world, "seed");
+    world.sql("seed.db", "PRAGMA wal_checkpoint(TRUNCATE)");
+    let names: Vec<String> = (0..200).map(|n| format!("db{n}")).collect();
+    for name in &names {
+        fs::copy(world.path("seed.db"), world.path(&format!("{name}.db"))).unwrap();
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    config(&world, &names);
+    let began = Instant::now();
+    let mut daemon = world.replicate("--config fleet.toml");
+    wait_until(LONG, "all first snapshots", || {
+        assert!(daemon.is_running(), "the daemon ended");
+        // Some are started later than others; those that are not there yet are `starting`.
+        let (databases, _) = status(&world, "--config fleet.toml");
+        let is_there = |it: &Value| it["replicas"][0]["state"] == "replicating";
+        databases.iter().all(is_there)
+    });
+    println!("first snapshots of 200 databases: {:?}", began.elapsed());
+    // Rested: the `-wal` files are empty, and the state of the files is noted.
+    wait_until(LONG, "all databases to rest", || {
+        let noted = |name: &&str| {
+            world
+                .path(&format!(".{name}.db-sqlrepl/capture.json"))
+                .exists()
+        };
+        names.iter().all(noted)
+    });
+    let (objects, requests) = (world.objects("replicas/db0"), world.requests());
+    let before = Usage::of(&daemon);
+    let start = Instant::now();
+    wait_until(LONG, "the time to pass", || {
+        start.elapsed() >= Duration::from_secs(SECONDS)
+    });
+    let after = Usage::of(&daemon);
+    let percent = (after.cpu - before.cpu).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
+    println!(
+        "200 idle databases: {percent:.2} % of a core, {} MB",
+        after.memory / 1_000_000
+    );
+    assert_eq!(world.requests(), requests);
+    assert_eq!(world.objects("replicas/db0"), objects);
+    // Twice what is promised, for machines that are slower than ours.
+    assert!(percent < 2.0, "{percent} % of a core");
+    assert!(after.memory < 200_000_000, "{} bytes", after.memory);
+    assert_eq!(daemon.term(), 0);
+}
