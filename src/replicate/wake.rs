@@ -49,10 +49,7 @@ impl Watcher {
     pub(super) fn open(&self) -> Option<Inotify> {
         let instance = Inotify::init()
             .inspect_err(|e| {
-                tracing::warn!(
-                    "changes are polled for, since the system gives no inotify instance: {e}; \
-                     fs.inotify.max_user_instances limits them"
-                );
+                tracing::warn!("{}", no_instance(e));
             })
             .ok();
         *self.lock() = Watching {
@@ -90,11 +87,7 @@ impl Watcher {
             }
             Err(e) if e.kind() == io::ErrorKind::StorageFull && !watching.is_said => {
                 watching.is_said = true;
-                tracing::warn!(
-                    "changes of {} and of other databases are polled for, since the system gives \
-                     no more inotify watches: {e}; fs.inotify.max_user_watches limits them",
-                    path.display()
-                );
+                tracing::warn!("{}", no_watch(path, &e));
             }
             Err(e) => tracing::debug!("{} is not watched, only polled: {e}", path.display()),
         }
@@ -143,6 +136,21 @@ impl Watcher {
             .lock()
             .expect("nobody panics with this lock held")
     }
+}
+
+fn no_instance(error: &io::Error) -> String {
+    format!(
+        "changes are polled for, since the system gives no inotify instance: {error}; \
+         fs.inotify.max_user_instances limits them"
+    )
+}
+
+fn no_watch(path: &Path, error: &io::Error) -> String {
+    format!(
+        "changes of {} and of other databases are polled for, since the system gives no more \
+         inotify watches: {error}; fs.inotify.max_user_watches limits them",
+        path.display()
+    )
 }
 
 #[cfg(test)]

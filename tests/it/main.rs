@@ -19,6 +19,7 @@ mod fleet;
 mod lineage;
 mod listing;
 mod machine;
+mod many;
 mod mishaps;
 mod model;
 mod mount;

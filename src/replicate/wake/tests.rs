@@ -2,12 +2,14 @@
 
 use crate::replicate::decide::TICK;
 use crate::replicate::pool::Id;
-use crate::replicate::wake::Watcher;
+use crate::replicate::wake::{Watcher, no_instance, no_watch};
 use inotify::Inotify;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 fn ids<const N: usize>() -> [Id; N] {
     std::array::from_fn(|n| Id(n as u64))
@@ -73,4 +75,19 @@ fn a_watch_that_ends_without_a_change_wakes_too() {
     watcher.watch_directory(one, &below);
     fs::remove_dir(&below).unwrap();
     assert_eq!(woken(&watcher, &mut inotify), [one].into());
+}
+
+#[test]
+fn a_system_without_watches_is_named_with_what_limits_it() {
+    assert_eq!(
+        no_instance(&io::Error::from_raw_os_error(24)),
+        "changes are polled for, since the system gives no inotify instance: Too many open files \
+         (os error 24); fs.inotify.max_user_instances limits them"
+    );
+    assert_eq!(
+        no_watch(Path::new("/d/app.db"), &io::Error::from_raw_os_error(28)),
+        "changes of /d/app.db and of other databases are polled for, since the system gives no \
+         more inotify watches: No space left on device (os error 28); \
+         fs.inotify.max_user_watches limits them"
+    );
 }
