@@ -179,6 +179,8 @@ pub async fn read_segments(store: &dyn Store, objects: &[Listed]) -> Result<Vec<
         };
         Some(async move {
             let inside = readable(read_inside(store, object).await)?;
+            // What it says of itself counts only in the place that it says.
+            let inside = inside.filter(|inside| inside.is_named(level, first, last));
             let ends = inside.as_ref().map(|inside| inside.ending.txid);
             Ok(Found {
                 key: object.key.clone(),
@@ -215,6 +217,8 @@ async fn read_inside(store: &dyn Store, listed: &Listed) -> Result<Inside> {
     let hash = object.footer.hash;
     Ok(Inside {
         hash,
+        level: header.level,
+        first: header.first,
         previous: header.previous,
         hands_on: match header.level {
             0 => hash,
@@ -252,6 +256,8 @@ pub async fn first_state(
     let hash = claim.hash();
     let inside = timeline.last().map(|last| Inside {
         hash,
+        level: 0,
+        first: snapshot.txid,
         previous: hash,
         hands_on: hash,
         writer: claim.writer_id,

@@ -61,6 +61,10 @@ pub struct Found {
 pub struct Inside {
     /// Of the object.
     pub hash: ObjectHash,
+    /// 0 for an upload, 1 and up for a merged one.
+    pub level: u8,
+    /// The first transaction.
+    pub first: Txid,
     /// Of the upload before `first`, or of the claim.
     pub previous: ObjectHash,
     /// What the upload behind `last` names as `previous`.
@@ -69,6 +73,14 @@ pub struct Inside {
     pub writer: WriterId,
     /// Behind its last transaction.
     pub ending: Ending,
+}
+
+impl Inside {
+    /// Whether a segment with this level and these transactions in its name says so itself.
+    pub fn is_named(&self, level: u8, first: Txid, last: Option<Txid>) -> bool {
+        let is_last = last.is_none_or(|last| last == self.ending.txid);
+        (self.level, self.first) == (level, first) && is_last
+    }
 }
 
 /// Our position, as far as it is known to be stored.

@@ -2,7 +2,12 @@
 
 use crate::daemon::simulation::play_one;
 use crate::daemon::simulation::reader::Wrong;
+use crate::daemon::simulation::wire::Fate;
 use crate::daemon::simulation::world::World;
+use crate::error::ErrorKind;
+use crate::format::ids::GenerationId;
+use crate::replicate::history;
+use crate::storage::{Body, Store};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -141,6 +146,164 @@ fn every_64th_upload_is_followed_by_a_look_at_all_that_counts() {
             "ListFolder generations/",
         ];
         assert_eq!(calls(world, |world| upload(world, 0))?, expected);
+        Ok(())
+    });
+}
+
+fn now<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(future)
+}
+
+fn generation(world: &World) -> GenerationId {
+    let status = world.machines[0].status().unwrap_or_default();
+    status.generation.expect("it writes one")
+}
+
+/// What the generation that is written now says why it began.
+fn reason(world: &World) -> String {
+    let read = now(history::claim_of(&*world.store, generation(world)));
+    read.unwrap().expect("it has a claim").0.reason
+}
+
+#[test]
+fn an_object_that_nobody_can_read_is_another_writers() {
+    play(|world| {
+        at_work(world)?;
+        let ours = generation(world);
+        let key = format!("generations/{ours}/wal/0/0000000000000003.wal");
+        now(world.store.put(&key, Body::Bytes("garbage".into()))).unwrap();
+        upload(world, 0)?;
+        world.settle()?;
+        let expected = format!(
+            "memory/{key} is not of this daemon's making: nobody knows whose it is, for it cannot \
+             be read; both share generation {ours} up to txid 0000000000000002"
+        );
+        assert_eq!(reason(world), expected);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_replica_that_lost_the_first_snapshot_gets_another_generation() {
+    play(|world| {
+        at_work(world)?;
+        world.kill(0);
+        let listed = now(world.store.list("generations/", None)).unwrap();
+        let keys = listed.into_iter().map(|listed| listed.key);
+        let keys: Vec<String> = keys.filter(|key| key.contains("/snapshots/")).collect();
+        now(world.store.delete(&keys)).unwrap();
+        world.start(0)?;
+        world.settle()?;
+        let lost = &keys[0]["generations/".len()..][..17];
+        let expected = format!("memory lost the first snapshot of generation {lost}");
+        assert_eq!(reason(world), expected);
+        Ok(())
+    });
+}
+
+/// A copy of the first machine's disk in a second machine; neither runs.
+fn clone_machine(world: &mut World) {
+    world.kill(0);
+    let image = world.machines[0].image();
+    let database = image.database(&mut world.random);
+    world.add_machine("B", database);
+    world.machines[1].put_back(&image);
+}
+
+#[test]
+fn a_clone_that_collides_names_the_other_and_the_other_names_it() {
+    play(|world| {
+        at_work(world)?;
+        let ours = generation(world);
+        clone_machine(world);
+        world.start(0)?;
+        upload(world, 0)?;
+        world.start(1)?;
+        upload(world, 1)?;
+        world.settle()?;
+        let status = world.machines[1].status().unwrap_or_default();
+        let theirs = status.generation.expect("it writes one");
+        let claim = now(history::claim_of(&*world.store, theirs)).unwrap();
+        let expected = format!(
+            "memory/generations/{ours}/wal/0/0000000000000003.wal is not of this daemon's making: \
+             a later run of the daemon of app.db on A (writing since 2026-11-20T17:45:17.000000Z), \
+             or of a copy of that machine, wrote it; both share generation {ours} up to txid \
+             0000000000000002"
+        );
+        assert_eq!(claim.expect("it has a claim").0.reason, expected);
+        assert_eq!(status.superseded, None);
+
+        world.kill(0);
+        world.start(0)?;
+        world.pass(MINUTE)?;
+        let status = world.machines[0].status().unwrap_or_default();
+        let said = status.superseded.expect("readers follow the other");
+        let expected = "the daemon of app.db on B (writing since 2026-11-20T17:45:";
+        assert!(said.starts_with(expected), "{said}");
+        assert!(
+            said.contains(&format!("began generation {theirs} above ours")),
+            "{said}"
+        );
+        world.check()
+    });
+}
+
+#[test]
+fn a_higher_generation_that_vanishes_is_forgotten() {
+    play(|world| {
+        at_work(world)?;
+        clone_machine(world);
+        world.start(1)?;
+        upload(world, 1)?;
+        world.start(0)?;
+        upload(world, 0)?;
+        world.settle()?;
+        let higher = generation(world);
+        world.kill(0);
+        world.kill(1);
+        world.start(1)?;
+        world.pass(MINUTE)?;
+        let superseded = |world: &World| {
+            let status = world.machines[1].status().unwrap_or_default();
+            status.superseded.is_some()
+        };
+        assert!(superseded(world));
+        let prefix = format!("generations/{higher}/");
+        let listed = now(world.store.list(&prefix, None)).unwrap();
+        let keys: Vec<String> = listed.into_iter().map(|listed| listed.key).collect();
+        now(world.store.delete(&keys)).unwrap();
+        world.kill(1);
+        world.start(1)?;
+        world.pass(MINUTE)?;
+        assert!(!superseded(world));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_store_that_never_had_us_ends_the_uploader_and_one_that_had_us_does_not() {
+    play(|world| {
+        let forbid = |world: &World| world.machines[0].line.set_rule(|_, _| Fate::Forbidden);
+        let failed = |world: &World| {
+            let status = world.machines[0].status().unwrap_or_default();
+            (status.failed, status.trouble.is_some())
+        };
+        forbid(world);
+        world.start(0)?;
+        let ran = world.machines[0].run(MINUTE);
+        world.must(ran)?;
+        assert_eq!(failed(world), (Some(ErrorKind::Refused), true));
+        world.kill(0);
+        world.machines[0].line.heal();
+        at_work(world)?;
+        forbid(world);
+        upload(world, 0)?;
+        world.pass(MINUTE * 10)?;
+        assert_eq!(failed(world), (None, true));
+        world.machines[0].line.heal();
+        world.pass(MINUTE)?;
+        assert_eq!(failed(world), (None, false));
         Ok(())
     });
 }

@@ -18,6 +18,8 @@ pub(super) enum Fate {
     Answered,
     /// Nothing is done.
     Refused,
+    /// Nothing is done, and that will not pass: the store does not know us.
+    Forbidden,
     /// It is done, and nobody hears of it.
     ReplyLost,
     /// It stands still before it is done.
@@ -258,6 +260,7 @@ impl Wire {
                 self.line.log(format!("{what}: refused"));
                 return Err(Error::unavailable(format!("{what}: refused, as told")));
             }
+            Fate::Forbidden => return Err(Error::refused(format!("{what}: forbidden, as told"))),
             Fate::HeldBefore => {
                 sent.late = late;
                 self.line.hold(&what).await?;

@@ -18,6 +18,7 @@ use crate::replicate::state::GenerationState;
 use crate::replicate::upload::hurry;
 use crate::replicate::upload::task::Task;
 use crate::replicate::writers::Fencing;
+use crate::storage::Body;
 use crate::storage::catalog::Catalog;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -106,7 +107,7 @@ impl Task {
         (self.previous, self.ended) = (None, None);
         (self.waiting, self.take_over) = (None, false);
         self.forget_segments().await?;
-        let second = put::put_bytes(&*self.store, &key, bytes).await?;
+        let second = self.store.put(&key, Body::Bytes(bytes)).await?;
         self.fenced_by(&second).await?;
         // Another daemon may have begun one at the same time.
         self.look_above().await?;

@@ -4,7 +4,7 @@
 //! what is new there). What is found is read, and judged in [`crate::replicate::writers`].
 
 use crate::error::{Error, Result};
-use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid, WalEnd};
+use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid, WalEnd, WriterId};
 use crate::format::key::{Key, ObjectKey, generation_prefix, segments_prefix};
 use crate::replicate::blocking;
 use crate::replicate::history;
@@ -227,10 +227,7 @@ impl Task {
             Some(inside) if inside.writer == self.identity.writer => {
                 "a copy of this machine wrote it".to_owned()
             }
-            Some(inside) => match history::claim_of_writer(&*self.store, inside.writer).await? {
-                Some(claim) => format!("{} wrote it", writer_of(&claim)),
-                None => format!("writer {} wrote it, and has no claim", inside.writer),
-            },
+            Some(inside) => format!("{} wrote it", self.author(inside.writer).await?),
         };
         let state = self.state();
         Ok(Error::conflict(format!(
@@ -240,6 +237,22 @@ impl Task {
             state.id,
             state.sent_txid()
         )))
+    }
+
+    /// Who this writer is, as far as claims tell. Most writers have none: a daemon that goes on in
+    /// its generation after a restart is another writer.
+    async fn author(&self, writer: WriterId) -> Result<String> {
+        if let Some(claim) = history::claim_of_writer(&*self.store, writer).await? {
+            return Ok(writer_of(&claim));
+        }
+        let claim = history::claim_of(&*self.store, self.state().id).await?;
+        Ok(match claim {
+            Some((claim, _)) => format!(
+                "a later run of {}, or of a copy of that machine,",
+                writer_of(&claim)
+            ),
+            None => format!("writer {writer}, which has no claim,"),
+        })
     }
 
     /// Whether the replica still holds what the generation stands on. Somebody may have emptied it.

@@ -5,6 +5,7 @@ use crate::error::{ErrorKind, Result};
 use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, Timestamp, Txid};
 use crate::format::key::generation_prefix;
+use crate::replicate::blocking;
 use crate::replicate::decide::clock_stepped_back;
 use crate::replicate::history;
 use crate::replicate::known;
@@ -15,8 +16,8 @@ use crate::replicate::upload::look::Looked;
 use crate::replicate::upload::send::Encoded;
 use crate::replicate::upload::task::Task;
 use crate::replicate::writers::{Fencing, Found, Resumption, is_unbroken, resume_from};
-use crate::replicate::{blocking, put};
 use crate::storage::catalog::{Catalog, GenerationListing};
+use crate::storage::{Body, Put};
 
 /// Generations that are looked at, the highest first, for one that is ours.
 const GENERATIONS_TRIED: usize = 32;
@@ -102,15 +103,16 @@ impl Task {
         let Some((claim, listed)) = history::claim_of(&*self.store, id).await? else {
             return Ok(());
         };
-        let put = put::put_bytes(&*self.store, &listed.key, claim.encode().into()).await?;
-        self.fenced_by(&put).await
+        let body = Body::Bytes(claim.encode().into());
+        let second = self.store.put(&listed.key, body).await?;
+        self.fenced_by(&second).await
     }
 
     /// Notes what the second put of a claim came to.
-    pub(super) async fn fenced_by(&mut self, second: &put::Stored) -> Result<()> {
+    pub(super) async fn fenced_by(&mut self, second: &Put) -> Result<()> {
         let fencing = match second {
-            put::Stored::Now(_) => Fencing::None,
-            put::Stored::Before | put::Stored::Taken => Fencing::PutIfAbsent,
+            Put::Created { .. } => Fencing::None,
+            Put::Exists => Fencing::PutIfAbsent,
         };
         if fencing == Fencing::None {
             tracing::error!(

@@ -20,6 +20,8 @@ fn found(text: &str) -> Found {
     let salt = if mark == "!" { 66 } else { 1 };
     let inside = Inside {
         hash: hash(last, if mark == "*" { 7 } else { level }),
+        level,
+        first: txid(first),
         previous: hash(first - 1, if mark == "#" { 9 } else { 0 }),
         hands_on: hash(last, 0),
         writer: WriterId([2; 8]),
@@ -184,6 +186,17 @@ fn a_generation_is_taken_up_again_only_if_its_last_segments_are_whole() {
     check_unbroken("11-14 15-20#", false);
     check_unbroken("11-14? 15-20", false);
     check_unbroken("11-14 15-20?", false);
+}
+
+#[test]
+fn a_segment_under_another_name_than_its_own_is_not_read() {
+    let upload = found("11-12").inside.unwrap();
+    assert!(upload.is_named(0, txid(11), None));
+    assert!(!upload.is_named(0, txid(12), None));
+    let merged = found("m11-20").inside.unwrap();
+    assert!(merged.is_named(1, txid(11), Some(txid(20))));
+    assert!(!merged.is_named(1, txid(11), Some(txid(21))));
+    assert!(!merged.is_named(2, txid(11), Some(txid(20))));
 }
 
 /// The segments' ends, the newest first: txid, and whether our chain has it.
