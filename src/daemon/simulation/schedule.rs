@@ -192,8 +192,12 @@ fn happen(world: &mut World, machine: usize, action: Action) -> Result<(), Wrong
         Action::Stop if is_running => world.stop(machine)?,
         Action::Start if !is_running => world.start(machine)?,
         Action::LoseState if !is_running => {
-            world.has_stranger |= world.machines.len() > 1 || !world.images.is_empty();
-            world.machines[machine].lose_state();
+            let is_copied = world.machines.len() > 1 || !world.images.is_empty();
+            // An id that no replica has yet would be another one the next time.
+            if !is_copied || world.machines[machine].has_state() {
+                world.has_stranger |= is_copied;
+                world.machines[machine].lose_state();
+            }
         }
         Action::BreakContinuity if world.machines[machine].frozen.is_none() => {
             let broken = world.machines[machine].break_continuity();
