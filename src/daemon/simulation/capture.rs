@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Which commit has which `seq` in a spool, and the run that it is in; goes wherever the spool goes.
+/// Which commit has which `seq` in a spool, and in which run; goes wherever the spool goes.
 pub(super) type Seqs = BTreeMap<u64, (u64, Arc<Commit>)>;
 
 /// A machine's database, which its application and its capture share.
