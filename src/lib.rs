@@ -40,6 +40,8 @@
 //!   protected is durable in the spool.
 //! - *A commit is durable on a replica* when its segment, all before it and the generation's first
 //!   snapshot are stored.
+//! - *Two writers never mix their commits*: what a replica holds behind our last commit is ours only
+//!   if it ends where SQLite's WAL did; else a new generation begins.
 //! - *No unverified byte reaches a reader*: every byte of an object is covered by a checksum.
 //! - *Neither the database nor its `-shm` file is ever opened beside SQLite*: closing any
 //!   descriptor of a file drops all POSIX locks that the process has on it.
