@@ -129,3 +129,6 @@ impl Store for S3Store {
         self.abort_uploads(prefix, before).await
     }
 }
+
+#[cfg(test)]
+mod tests;
