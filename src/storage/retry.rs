@@ -48,7 +48,8 @@ impl Default for RetrySettings {
         Self {
             first_wait: Duration::from_millis(50),
             longest_wait: Duration::from_secs(2),
-            attempt: Duration::from_secs(10),
+            // The store's own deadline for a request is 10 s, and knows more of what it was.
+            attempt: Duration::from_secs(15),
             attempts: 3,
             total: Duration::from_secs(4),
             slowest: 256 * 1024,

@@ -87,8 +87,8 @@ async fn an_attempt_that_hangs_is_given_up_and_made_again() {
         Put::Created { .. }
     ));
     let elapsed = start.elapsed();
-    assert!(elapsed >= Duration::from_secs(10), "{elapsed:?}");
-    assert!(elapsed <= Duration::from_millis(10_051), "{elapsed:?}");
+    assert!(elapsed >= Duration::from_secs(15), "{elapsed:?}");
+    assert!(elapsed <= Duration::from_millis(15_051), "{elapsed:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +105,7 @@ async fn a_store_that_hangs_ends_a_call_at_its_deadline() {
         "{error}"
     );
     let elapsed = start.elapsed();
-    assert!(elapsed <= Duration::from_millis(30_151), "{elapsed:?}");
+    assert!(elapsed <= Duration::from_millis(45_151), "{elapsed:?}");
     assert_eq!(faulty.counts(Verb::Put).calls, 3);
 }
 
@@ -137,8 +137,9 @@ async fn many_bytes_are_given_more_time() {
         store.put("a", body).await.unwrap(),
         Put::Created { .. }
     ));
-    faulty.set_rule(every(Fault::Delay(Duration::from_secs(75))));
-    store.get_range("a", 0, 60 * 256 * 1024).await.unwrap_err();
+    faulty.set_rule(every(Fault::Delay(Duration::from_secs(80))));
+    let long = store.get_range("a", 0, 60 * 256 * 1024).await;
+    assert!(long.is_err(), "80 s for 60 s and an attempt");
     store.get_range("a", 0, 1).await.unwrap_err();
 }
 
