@@ -6,6 +6,7 @@ use crate::oracle::{ImageHash, images};
 use crate::program::{LONG, Running, wait_until};
 use crate::world::World;
 use crate::writer::{Setup, Writer};
+use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -29,8 +30,6 @@ pub(crate) struct Machine<'w> {
     daemon: Option<Running>,
     /// Those before it: what they said is shown when a story fails.
     ended: Vec<Running>,
-    /// Where its daemon replicates to.
-    pub(crate) replica: String,
     /// What its daemon has in its environment.
     pub(crate) environment: Vec<(String, PathBuf)>,
     /// What a `sqlrepl sync` called durable.
@@ -75,7 +74,6 @@ impl<'w> Machine<'w> {
             writer: None,
             daemon: None,
             ended: Vec::new(),
-            replica: REPLICA.to_owned(),
             environment: Vec::new(),
             durable: Vec::new(),
         }
@@ -124,8 +122,8 @@ impl<'w> Machine<'w> {
     pub(crate) fn start(&mut self, options: &str) {
         // It notes what is there before the daemon can.
         self.writer();
-        let (database, replica) = (format!("{}/app.db", self.folder), &self.replica);
-        let words = format!("replicate {database} {replica} --sync-interval 10ms {options}");
+        let database = format!("{}/app.db", self.folder);
+        let words = format!("replicate {database} {REPLICA} --sync-interval 10ms {options}");
         let mut command = self.world.ours(&words);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.ended.extend(self.daemon.take());
@@ -173,6 +171,15 @@ impl<'w> Machine<'w> {
             self.commit(1);
             self.sync();
         }
+    }
+
+    /// What `sqlrepl status` shows of its replica.
+    #[track_caller]
+    pub(crate) fn status(&self) -> Value {
+        let words = format!("status {}/app.db --json", self.folder);
+        let printed = self.world.sqlrepl(&words).stdout;
+        let shown: Value = serde_json::from_str(&printed).expect(&printed);
+        shown[0]["replicas"][0].clone()
     }
 
     /// Ends the daemon as a service manager does.

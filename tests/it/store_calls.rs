@@ -4,9 +4,8 @@
 use crate::lineage;
 use crate::machine::Machine;
 use crate::program::{LONG, wait_until};
-use crate::s3_server::{ACCESS_KEY_ID, Fault, Hold, SECRET_ACCESS_KEY, Server, Stop};
+use crate::s3_server::{Fault, Hold, Server, Stop};
 use crate::world::World;
-use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Days that are lived at a time: most of a day is waiting.
@@ -37,10 +36,10 @@ fn a_lost_reply_to_any_call_changes_nothing() {
 
 fn each_call_of_a_day(wrong: Wrong) {
     let calls = {
-        let world = World::new();
+        let world = World::on_s3();
         let mut day = Day::new(&world);
         day.live();
-        usize::try_from(day.server.requests()).unwrap()
+        usize::try_from(day.server().requests()).unwrap()
     };
     assert!((25..=80).contains(&calls), "{calls} calls in a day");
     std::thread::scope(|scope| {
@@ -48,7 +47,7 @@ fn each_call_of_a_day(wrong: Wrong) {
             scope.spawn(move || {
                 for number in (first..=calls).step_by(AT_A_TIME) {
                     println!("{wrong:?}: call {number} of {calls}");
-                    let world = World::new();
+                    let world = World::on_s3();
                     let mut day = Day::new(&world);
                     day.go_wrong(wrong, number);
                     day.live();
@@ -65,7 +64,6 @@ fn each_call_of_a_day(wrong: Wrong) {
 /// One day of one machine.
 struct Day<'w> {
     world: &'w World,
-    server: Server,
     machine: Machine<'w>,
     hold: Option<Hold>,
 }
@@ -75,25 +73,15 @@ struct Killed;
 
 impl<'w> Day<'w> {
     fn new(world: &'w World) -> Self {
-        // The bucket is the folder in which all other replicas lie, so that what is stored can be
-        // read there, too.
-        fs::create_dir(world.path("replicas")).unwrap();
-        let server = Server::start(&world.path(""));
-        let endpoint = server.endpoint();
-        let mut machine = Machine::new(world, "one", 0);
-        machine.replica =
-            format!("s3://replicas/app?endpoint={endpoint}&region=us-east-1&force-path-style=true");
-        machine.environment = vec![
-            ("AWS_ACCESS_KEY_ID".into(), ACCESS_KEY_ID.into()),
-            ("AWS_SECRET_ACCESS_KEY".into(), SECRET_ACCESS_KEY.into()),
-            ("AWS_EC2_METADATA_DISABLED".into(), "true".into()),
-        ];
         Self {
             world,
-            server,
-            machine,
+            machine: Machine::new(world, "one", 0),
             hold: None,
         }
+    }
+
+    fn server(&self) -> &'w Server {
+        self.world.server()
     }
 
     /// The call with this number will go wrong.
@@ -101,11 +89,11 @@ impl<'w> Day<'w> {
         let calls = AtomicUsize::new(0);
         let is_it = move || calls.fetch_add(1, Ordering::Relaxed) + 1 == number;
         self.hold = match wrong {
-            Wrong::KilledBefore => Some(self.server.hold(Stop::Before, move |_| is_it())),
-            Wrong::KilledAfter => Some(self.server.hold(Stop::Done, move |_| is_it())),
+            Wrong::KilledBefore => Some(self.server().hold(Stop::Before, move |_| is_it())),
+            Wrong::KilledAfter => Some(self.server().hold(Stop::Done, move |_| is_it())),
             Wrong::LostReply => {
                 let lose = move |_: &_| is_it().then_some(Fault::LoseReply);
-                self.server.set_rule(lose);
+                self.server().set_rule(lose);
                 None
             }
         };
@@ -173,7 +161,7 @@ impl<'w> Day<'w> {
     /// The next start, without faults; then all must be right.
     fn end(mut self, wrong: Wrong) {
         self.hold = None;
-        self.server.heal();
+        self.server().heal();
         self.machine.replicate("");
         self.machine.commit_each(2);
         let lineage = lineage::check(self.world, &[&self.machine]);

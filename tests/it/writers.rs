@@ -3,6 +3,8 @@
 
 use crate::lineage;
 use crate::machine::{Clock, HOUR, Machine, REPLICA, STATE};
+use crate::program::{LONG, wait_until};
+use crate::s3_server::Verb;
 use crate::world::World;
 use std::fs;
 use std::time::Duration;
@@ -30,12 +32,43 @@ fn a_machine_cloned_with_its_state_forks_and_both_histories_stay_whole() {
     });
     let lineage = lineage::check(&world, &[&one, &two]);
     assert_eq!(lineage.generations.len(), 2);
-    for machine in [&mut one, &mut two] {
-        machine.stop();
-        machine.replicate("");
-        machine.commit_each(2);
+    let highest = lineage.generations[1].claim.path.clone();
+    if highest == one.text_path("app.db") {
+        std::mem::swap(&mut one, &mut two);
     }
-    lineage::check(&world, &[&one, &two]);
+    // Now it is the second one that had to give way.
+    let (mut stayed, mut forked) = (one, two);
+    let said = forked.daemon().stderr();
+    assert!(said.contains("is not of this daemon's making"), "{said}");
+    assert!(!stayed.daemon().stderr().contains("ERROR"));
+
+    stayed.stop();
+    stayed.replicate("");
+    stayed
+        .daemon()
+        .wait_says(&format!("the daemon of {highest} on "));
+    stayed.daemon().wait_says("replicate --take-over");
+    assert_eq!(stayed.status()["state"], "superseded");
+    stayed.commit_each(2);
+    forked.commit_each(2);
+    assert_eq!(forked.status()["state"], "replicating");
+    lineage::check(&world, &[&stayed, &forked]);
+
+    stayed.stop();
+    stayed.replicate("--take-over");
+    wait_until(LONG, "a generation above all", || {
+        stayed.status()["state"] == "replicating"
+    });
+    stayed.commit_each(2);
+    forked.stop();
+    forked.replicate("");
+    let path = stayed.text_path("app.db");
+    forked
+        .daemon()
+        .wait_says(&format!("the daemon of {path} on "));
+    let lineage = lineage::check(&world, &[&stayed, &forked]);
+    assert_eq!(lineage.generations.len(), 3);
+    assert_eq!(lineage.generations[2].claim.path, path);
 }
 
 #[test]
@@ -136,6 +169,8 @@ fn a_machine_restored_from_the_image_of_yesterday_forks_and_today_stays() {
     let gone = one.replace_by(&image, "gone");
     one.replicate("");
     one.commit_each(2);
+    let said = one.daemon().stderr();
+    assert!(said.contains("is not of this daemon's making"), "{said}");
     let lineage = lineage::check(&world, &[&one, &gone]);
     assert_eq!(lineage.generations.len(), 2);
 }
@@ -224,4 +259,54 @@ fn a_daemon_that_stood_still_while_a_clone_of_it_wrote_forks() {
     two.commit_each(1);
     let lineage = lineage::check(&world, &[&one, &two]);
     assert_eq!(lineage.generations.len(), 2);
+}
+
+#[test]
+fn on_a_store_that_overwrites_two_writers_that_take_turns_do_no_harm() {
+    let world = World::on_s3();
+    let server = world.server();
+    server.set(|settings| settings.ignores_if_none_match = true);
+    let mut one = Machine::new(&world, "one", 0);
+    one.replicate("");
+    one.daemon().wait_says("fencing: none");
+    assert_eq!(one.status()["fencing"], "none");
+    one.commit_each(3);
+    let mut two = one.clone_to("two");
+    one.replicate("");
+    two.replicate("");
+    for _ in 0..3 {
+        one.commit_each(2);
+        two.commit_each(2);
+    }
+    let lineage = lineage::check(&world, &[&one, &two]);
+    assert_eq!(lineage.generations.len(), 2);
+    assert_eq!(two.status()["fencing"], "none");
+}
+
+#[test]
+fn a_store_that_keeps_writers_apart_is_said_to() {
+    let world = World::new();
+    let mut one = Machine::new(&world, "one", 0);
+    one.replicate("");
+    one.commit_each(1);
+    assert_eq!(one.status()["fencing"], "put-if-absent");
+    assert!(!one.daemon().stderr().contains("fencing"));
+}
+
+/// A virtual machine that was paused sees neither of its own clocks jump.
+#[test]
+fn an_upload_after_a_pause_that_only_the_store_saw_counts_after_a_listing() {
+    let world = World::on_s3();
+    let server = world.server();
+    let mut one = Machine::new(&world, "one", 0);
+    one.replicate("");
+    one.commit_each(2);
+    let listings = || server.counts().calls.get(&Verb::List).copied();
+    let before = listings();
+    one.commit_each(2);
+    assert_eq!(listings(), before);
+    server.set(|settings| settings.clock_ahead = 660);
+    one.commit_each(1);
+    assert!(listings() > before);
+    lineage::check(&world, &[&one]);
 }
