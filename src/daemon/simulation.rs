@@ -12,6 +12,7 @@ mod capture;
 mod database;
 mod day;
 mod machine;
+mod merger;
 mod reader;
 mod rules;
 mod schedule;
@@ -110,6 +111,11 @@ fn several_writers_never_mix_their_histories() {
 #[test]
 fn several_writers_are_kept_apart_by_looking_where_the_store_does_not() {
     play_schedules(500, &schedule::several_writers_on_a_careless_store);
+}
+
+#[test]
+fn a_machine_that_slept_while_names_became_free_again_mixes_nothing() {
+    play_schedules(500, &schedule::a_sleeper);
 }
 
 #[test]

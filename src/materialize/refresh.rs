@@ -461,12 +461,13 @@ fn objects(generation: &GenerationListing) -> impl Iterator<Item = &Listed> {
 fn counting<'a>(
     (&id, generation): (&GenerationId, &'a GenerationListing),
 ) -> (GenerationId, Vec<&'a SegmentListing>) {
-    let spans: Vec<Span> = generation.segments.iter().map(span).collect();
+    let standing: Vec<&SegmentListing> = generation.standing().collect();
+    let spans: Vec<Span> = standing.iter().map(|segment| span(segment)).collect();
     let pieces = plan::cover(&spans);
     let mut indexes: Vec<usize> = pieces.iter().map(|piece| piece.index).collect();
     indexes.sort_unstable();
     indexes.dedup();
-    let segments = indexes.into_iter().map(|index| &generation.segments[index]);
+    let segments = indexes.into_iter().map(|index| standing[index]);
     (id, segments.collect())
 }
 

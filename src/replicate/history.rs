@@ -134,7 +134,7 @@ async fn last_transaction(
     let Some(snapshot) = listing.snapshots.last() else {
         return Ok(None);
     };
-    let mut segments: Vec<&SegmentListing> = listing.segments.iter().collect();
+    let mut segments: Vec<&SegmentListing> = listing.standing().collect();
     segments.sort_by_key(|segment| (segment.first, segment.last));
     for segment in segments.into_iter().rev() {
         if let Some(inside) = intact(read_inside(store, &segment.object).await)? {
@@ -154,7 +154,7 @@ pub async fn last_segments(
     listing: &GenerationListing,
     count: usize,
 ) -> Result<Vec<Found>> {
-    let mut segments: Vec<&SegmentListing> = listing.segments.iter().collect();
+    let mut segments: Vec<&SegmentListing> = listing.standing().collect();
     // The last transaction of the newest upload stands in its footer only.
     segments.sort_by_key(|segment| (segment.last.unwrap_or(segment.first), segment.level));
     let wanted = segments.into_iter().rev().take(count);

@@ -2,7 +2,7 @@
 //!
 //! A catalog believes names alone and reads no object. So it never says that a snapshot is complete
 //! (its root names what it needs), nor where a level-0 segment really ends (its footer does): it
-//! says what is there, and which segments stand for a range of transactions.
+//! says what is there, and which segments stand for transactions.
 //!
 //! Invariants: lists are sorted as their fields say; a key that does not parse is in `unknown` and
 //! nowhere else.
@@ -10,7 +10,7 @@
 use crate::format::ids::{GenerationId, Pgno, Timestamp, Txid};
 use crate::format::key::{Key, ObjectKey};
 use crate::storage::Listed;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 
 /// All that a replica's listing shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,13 +79,6 @@ pub struct SegmentListing {
     pub object: Listed,
 }
 
-/// A transaction that no listed segment has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gap {
-    /// The first one that is missing.
-    pub missing: Txid,
-}
-
 impl Catalog {
     /// Reads a listing of everything below a replica (keys relative to the replica), in any order.
     pub fn new(listing: Vec<Listed>) -> Self {
@@ -116,6 +109,30 @@ impl Catalog {
 }
 
 impl GenerationListing {
+    /// The segments that stand for transactions: merged ones, and the uploads that they do not
+    /// hold. An upload whose first transaction lies in a merged one was merged; or, if it goes on
+    /// behind that one, it is of another history: merging takes whole uploads, so it came later,
+    /// from a writer that slept until its name was free again.
+    pub fn standing(&self) -> impl Iterator<Item = &SegmentListing> {
+        let merged = self.segments.iter().filter(|segment| segment.level > 0);
+        let merged = merged.filter_map(|segment| Some((segment.first, segment.last?)));
+        let mut end = None;
+        let held: Vec<(Txid, Option<Txid>)> = merged
+            .map(|(first, last)| {
+                end = end.max(Some(last));
+                (first, end)
+            })
+            .collect();
+        let is_held = move |txid: Txid| {
+            let begun = held.partition_point(|(first, _)| *first <= txid);
+            held[..begun]
+                .last()
+                .is_some_and(|(_, end)| *end >= Some(txid))
+        };
+        let segments = self.segments.iter();
+        segments.filter(move |segment| segment.level > 0 || !is_held(segment.first))
+    }
+
     fn add(&mut self, key: ObjectKey, object: Listed) {
         match key {
             ObjectKey::Claim => self.claim = Some(object),
@@ -177,63 +194,6 @@ impl GenerationListing {
         for segment in self.segments.iter_mut().rev().filter(|s| s.level == 0) {
             segment.last = next.and_then(|next: Txid| Txid::new(next.get() - 1));
             next = Some(segment.first);
-        }
-    }
-
-    /// The segments that readers take for the transactions `from..=to`, ascending by first txid.
-    ///
-    /// Where two cover a txid the higher level is taken, then the one that ends later, then the
-    /// greater key. The first may begin before `from`, the last may end after `to`, and one may lie
-    /// within another. The newest level-0 segment counts as covering all that follows its first
-    /// txid: whether it does stands in its footer. Nothing is needed if `from` lies after `to`.
-    ///
-    /// # Errors
-    /// The first transaction that no segment covers.
-    pub fn cover(&self, from: Txid, to: Txid) -> Result<Vec<&SegmentListing>, Gap> {
-        // Those that begin at or before `at`, the preferred one on top; they are removed once they
-        // are on top and end before it.
-        let mut open = BinaryHeap::new();
-        let mut waiting = self.segments.iter().enumerate().peekable();
-        let mut chosen = Vec::new();
-        let mut at = from;
-        while at <= to {
-            while let Some((index, segment)) = waiting.next_if(|(_, s)| s.first <= at) {
-                open.push(Candidate::new(index, segment));
-            }
-            while open.peek().is_some_and(|best| best.last < at.get()) {
-                open.pop();
-            }
-            let best = open.peek().ok_or(Gap { missing: at })?;
-            chosen.push(best.index);
-            // The choice stands until it ends or another one begins.
-            let ends = best.last.checked_add(1).and_then(Txid::new);
-            let begins = waiting.peek().map(|(_, segment)| segment.first);
-            match [ends, begins].into_iter().flatten().min() {
-                Some(next) => at = next,
-                None => break,
-            }
-        }
-        chosen.sort_unstable();
-        chosen.dedup();
-        Ok(chosen.into_iter().map(|i| &self.segments[i]).collect())
-    }
-}
-
-/// A segment, in the order in which readers prefer it: by level, then by end, then by key. Within
-/// one level the list is in the order of the keys, so the place in it decides as the key would.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
-    level: u8,
-    last: u64,
-    index: usize,
-}
-
-impl Candidate {
-    fn new(index: usize, segment: &SegmentListing) -> Self {
-        Self {
-            level: segment.level,
-            last: segment.last.map_or(u64::MAX, Txid::get),
-            index,
         }
     }
 }

@@ -82,10 +82,10 @@ impl SimulatedCapture {
             state: Mutex::new(State { done, random }),
         });
         let capture = Self { shared };
-        if known.is_none() {
-            capture.begin_run("this is the first run")?;
-        } else if !capture.prove()? {
-            capture.begin_run("the WAL was restarted while replicate was down")?;
+        match known {
+            None => capture.begin_run("this is the first run")?,
+            Some(known) if capture.prove()? => capture.know_commit_at(&known),
+            Some(_) => capture.begin_run("the WAL was restarted while replicate was down")?,
         }
         capture.copy(true)?;
         Ok(capture)
@@ -122,6 +122,18 @@ impl SimulatedCapture {
         shared.spool.sync()?;
         state.done.end = from_start;
         Ok(true)
+    }
+
+    /// A spool that is new begins at a commit that a replica named.
+    fn know_commit_at(&self, known: &Position) {
+        let database = self.shared.database.lock().unwrap();
+        let wals = [Some(&database.wal), database.old_wal.as_ref()];
+        let mut logged = wals.into_iter().flatten().flat_map(|wal| &wal.commits);
+        if let Some(found) = logged.find(|logged| logged.end == known.end) {
+            let commit = (known.run, Arc::clone(&found.commit));
+            let mut seqs = self.shared.seqs.lock().unwrap();
+            seqs.entry(known.seq).or_insert(commit);
+        }
     }
 
     /// Continuity was lost, or given up.

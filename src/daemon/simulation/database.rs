@@ -27,7 +27,7 @@ pub(super) struct Commit {
     /// The pages after it.
     pub(super) image: Vec<Bytes>,
     /// The pages that it wrote, in the order of its frames.
-    written: Vec<usize>,
+    pub(super) written: Vec<usize>,
 }
 
 impl Commit {

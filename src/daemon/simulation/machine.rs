@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::format::ids::Timestamp;
 use crate::materialize::model::Random;
 use crate::replicate::identity::Identity;
+use crate::replicate::seed::{self, Asking};
 use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
 use crate::replicate::state::GenerationState;
@@ -24,6 +25,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
+
+/// How long a start waits for the replica to say where it ends.
+const ASK: Duration = Duration::from_secs(3);
 
 /// A machine with its disk.
 pub(super) struct Machine {
@@ -128,6 +132,29 @@ impl Machine {
         let entered = runtime.enter();
         let environment = self.environment();
         let spool = Arc::new(Spool::open(&self.meta, Arc::default())?);
+        let identity = Identity::load(
+            self.meta.join("database-id"),
+            self.name.clone(),
+            "app.db".to_owned(),
+            &environment,
+        )?;
+        let wire = Arc::new(Wire {
+            store: Arc::clone(&self.store),
+            line: Arc::clone(&self.line),
+        });
+        if spool.position().is_none() {
+            let database = Arc::clone(&self.database);
+            let asking =
+                Asking::new(move |ending| Ok(database.lock().unwrap().wal.has(&ending.end)));
+            // As the daemon does it: a replica that does not answer has no say.
+            let asked = async { tokio::time::timeout(ASK, asking.ask(&*wire)).await };
+            if let Ok(Ok(held)) = runtime.block_on(asked) {
+                if held.database_id.is_some() {
+                    identity.decide(held.database_id, self.store.location())?;
+                }
+                seed::begin_at(&spool, &[held], &environment)?;
+            }
+        }
         let capture = Arc::new(SimulatedCapture::start(
             Arc::clone(&self.database),
             Arc::clone(&spool),
@@ -135,25 +162,15 @@ impl Machine {
             environment.clone(),
             Random::new(self.random.next()),
         )?);
-        let identity = Identity::load(
-            self.meta.join("database-id"),
-            self.name.clone(),
-            "app.db".to_owned(),
-            &environment,
-        )?;
         let settings = UploadSettings {
             name: self.name.clone(),
             sync_interval: Duration::from_secs(1),
             directory: self.meta.join("replica"),
             take_over: false,
         };
-        let wire = Wire {
-            store: Arc::clone(&self.store),
-            line: Arc::clone(&self.line),
-        };
         let source: Arc<dyn Source> = capture.clone();
         let uploader = Uploader::start(
-            Arc::new(wire),
+            wire,
             source,
             spool.clone(),
             Arc::new(identity),

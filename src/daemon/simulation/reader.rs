@@ -1,6 +1,7 @@
 //! What must hold of a replica, seen through the real reader.
 
 use crate::daemon::simulation::database::{Commit, Histories};
+use crate::daemon::simulation::merger::Commits;
 use crate::format::ids::{GenerationId, RestorePoint, Timestamp, Txid};
 use crate::format::moment::Moment;
 use crate::materialize::cache::BlockCache;
@@ -20,7 +21,7 @@ const HOUR_MICROS: i64 = 3_600_000_000;
 #[derive(Default)]
 pub(super) struct Reader {
     /// Every restore point that was ever listed, and what it was.
-    points: BTreeMap<(GenerationId, Txid), (Timestamp, u64)>,
+    points: BTreeMap<(GenerationId, Txid), (Timestamp, Arc<Commit>)>,
     /// Commits that a writer called durable, each with who said so.
     promised: BTreeMap<u64, (Arc<Commit>, String)>,
 }
@@ -48,7 +49,15 @@ impl Reader {
 
     /// Whether this commit can be restored, as the last check saw it.
     pub(super) fn has(&self, commit: &Commit) -> bool {
-        self.points.values().any(|(_, id)| *id == commit.id)
+        self.points.values().any(|(_, known)| known.id == commit.id)
+    }
+
+    /// The commits of all restore points, as the last check saw them.
+    pub(super) fn commits(&self) -> Commits {
+        let points = self.points.iter();
+        points
+            .map(|(key, (_, commit))| (*key, Arc::clone(commit)))
+            .collect()
     }
 
     /// Reads every restore point and checks all that must hold at any time. With a stranger among
@@ -85,17 +94,18 @@ impl Reader {
             seen.older_times_are_its_past()?;
         }
         seen.times_ascend()?;
-        let listed = seen.points.iter();
+        let listed = seen.points.into_iter();
         self.points
-            .extend(listed.map(|(key, point)| (*key, (point.point.time, point.commit.id))));
+            .extend(listed.map(|(key, point)| (key, (point.point.time, point.commit))));
         Ok(())
     }
 
     fn nothing_is_gone(&self, points: &BTreeMap<(GenerationId, Txid), Point>) -> Result<(), Wrong> {
-        for ((generation, txid), known) in &self.points {
+        for ((generation, txid), (time, commit)) in &self.points {
+            let known = (*time, commit.id);
             let now = points.get(&(*generation, *txid));
             let now = now.map(|now| (now.point.time, now.commit.id));
-            if now != Some(*known) {
+            if now != Some(known) {
                 return Err(format!(
                     "restore point {generation} {txid} was {known:?} and is {now:?}"
                 ));

@@ -15,6 +15,7 @@ enum Action {
     Checkpoint,
     Moment,
     Minutes,
+    Hours,
     Day,
     Outage,
     Losses,
@@ -38,14 +39,16 @@ enum Action {
     TakeImage,
     PutImageBack,
     PutStateBack,
+    Merge,
 }
 
 /// How often each happens, with one writer and with several.
-const WEIGHTS: [(u64, u64, Action); 27] = [
+const WEIGHTS: [(u64, u64, Action); 29] = [
     (30, 30, Action::Commit),
     (6, 4, Action::Checkpoint),
     (20, 20, Action::Moment),
     (5, 4, Action::Minutes),
+    (1, 4, Action::Hours),
     (1, 1, Action::Day),
     (3, 2, Action::Outage),
     (4, 3, Action::Losses),
@@ -69,6 +72,7 @@ const WEIGHTS: [(u64, u64, Action); 27] = [
     (0, 4, Action::TakeImage),
     (0, 4, Action::PutImageBack),
     (0, 4, Action::PutStateBack),
+    (2, 8, Action::Merge),
 ];
 
 /// No more machines than these.
@@ -101,6 +105,54 @@ pub(super) fn several_writers_on_a_careless_store(world: &mut World) -> Result<(
         _ => (several, action),
     });
     play(world, &weights)?;
+    end_of_several(world)
+}
+
+/// A machine sleeps in one of several ways while its clone goes on in the same generation, whose
+/// uploads are merged and deleted: when it wakes up their names are free.
+pub(super) fn a_sleeper(world: &mut World) -> Result<(), Wrong> {
+    world.start(0)?;
+    world.settle()?;
+    for _ in 0..world.random.below(3) {
+        commit(world, 0)?;
+        world.pass_some(3000)?;
+    }
+    if world.random.percent(30) {
+        hold(world, 0)?;
+    }
+    copy_machine(world, 0, Action::Clone);
+    match world.random.below(4) {
+        0 => world.kill(0),
+        1 => world.stop(0)?,
+        _ => happen(world, 0, Action::Freeze)?,
+    }
+    world.start(1)?;
+    for _ in 0..1 + world.random.below(4) {
+        commit(world, 1)?;
+        world.pass_some(6000)?;
+    }
+    for _ in 0..1 + world.random.below(2) {
+        world.merge()?;
+        happen(world, 1, Action::Hours)?;
+        commit(world, 1)?;
+        world.pass_some(6000)?;
+    }
+    if !world.machines[0].is_running() {
+        world.start(0)?;
+    }
+    happen(world, 0, Action::Thaw)?;
+    if world.random.percent(50) {
+        world.machines[0].line.release(Release::Answer);
+    }
+    for _ in 0..1 + world.random.below(4) {
+        commit(world, 0)?;
+        if world.random.percent(15) {
+            hold_and_kill(world, 0)?;
+            world.start(0)?;
+        }
+        world.pass_some(6000)?;
+    }
+    world.check()?;
     end_of_several(world)
 }
 
@@ -181,6 +233,7 @@ fn happen(world: &mut World, machine: usize, action: Action) -> Result<(), Wrong
             let time = Duration::from_secs(60 + world.random.below(1200));
             world.pass(time)?;
         }
+        Action::Hours => world.pass(Duration::from_secs(2 * 60 * 60))?,
         Action::Day => world.pass(Duration::from_secs(24 * 60 * 60))?,
         Action::Outage => world.machines[machine].line.set_rule(|_, _| Fate::Refused),
         Action::Losses => lose_some(world, machine),
@@ -204,6 +257,7 @@ fn happen(world: &mut World, machine: usize, action: Action) -> Result<(), Wrong
             world.must(broken)?;
         }
         Action::Check => world.check()?,
+        Action::Merge => world.merge()?,
         Action::Freeze | Action::Thaw => freeze(world, machine, action),
         Action::ClockBack | Action::ClockFar | Action::ClockRight => {
             set_clock(world, machine, action);

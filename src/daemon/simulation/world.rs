@@ -3,6 +3,7 @@
 use crate::daemon::simulation::capture::SharedDatabase;
 use crate::daemon::simulation::database::{Database, Histories};
 use crate::daemon::simulation::machine::{Frozen, Image, Machine};
+use crate::daemon::simulation::merger::Merger;
 use crate::daemon::simulation::reader::{Reader, Wrong};
 use crate::daemon::simulation::wire::{Fate, Release};
 use crate::error::Error;
@@ -29,6 +30,7 @@ pub(super) struct World {
     pub(super) images: Vec<(usize, Image)>,
     pub(super) histories: Arc<Histories>,
     pub(super) reader: Reader,
+    merger: Merger,
     /// A machine without a state directory came to a replica that others write: nobody can say
     /// where its history parted from theirs.
     pub(super) has_stranger: bool,
@@ -58,6 +60,7 @@ impl World {
             images: Vec::new(),
             histories: Arc::default(),
             reader: Reader::default(),
+            merger: Merger::default(),
             has_stranger: false,
             overwrites: false,
             now,
@@ -119,6 +122,11 @@ impl World {
         // A daemon waits for half a minute at most.
         let slice = time.min(Duration::from_secs(60));
         self.advance(time);
+        let now = self.time();
+        let deleted = self.merger.delete_due(&*self.store, now);
+        for key in self.runtime.block_on(deleted) {
+            self.note(format!("merged long ago: {key} is deleted"));
+        }
         let first = self.random.below(self.machines.len() as u64) as usize;
         for step in 0..self.machines.len() {
             let machine = (first + step) % self.machines.len();
@@ -202,6 +210,19 @@ impl World {
         let store: Arc<dyn Store> = self.store.clone();
         let check = self.reader.check(store, &self.histories, self.has_stranger);
         self.runtime.block_on(check)
+    }
+
+    /// Merges what can be merged in the highest generation.
+    pub(super) fn merge(&mut self) -> Result<(), Wrong> {
+        self.check()?;
+        let (commits, now) = (self.reader.commits(), self.time());
+        let merge = self
+            .merger
+            .merge(&*self.store, &commits, now, &mut self.random);
+        if let Some(key) = self.runtime.block_on(merge) {
+            self.note(format!("merged: {key}"));
+        }
+        Ok(())
     }
 
     /// Ends all that is wrong, and lets every writer come to rest.

@@ -14,6 +14,7 @@ use crate::replicate::writers::{
     self, Fencing, Found, Higher, Inside, Verdict, superseded_sentence, writer_of,
 };
 use crate::storage::Listed;
+use crate::storage::catalog::{Catalog, GenerationListing};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -108,11 +109,17 @@ impl Task {
     ) -> Result<Vec<Found>> {
         let state = self.state();
         let next = state.sent_txid().next();
+        let catalog = Catalog::new(listed.to_vec());
         let (mut uploads, mut merged) = (Vec::new(), Vec::new());
-        for listed in listed.iter().filter(|listed| listed.key != state.last_key) {
-            match Key::parse(&listed.key).map(|key| key.object) {
-                Some(ObjectKey::Upload { .. }) => uploads.push(listed.clone()),
-                Some(ObjectKey::Merged { last, .. }) if last >= next => merged.push(listed.clone()),
+        for segment in catalog
+            .generations
+            .values()
+            .flat_map(GenerationListing::standing)
+        {
+            match (segment.level, segment.last) {
+                _ if segment.object.key == state.last_key => {}
+                (0, _) => uploads.push(segment.object.clone()),
+                (_, last) if last >= Some(next) => merged.push(segment.object.clone()),
                 _ => {}
             }
         }
