@@ -27,7 +27,7 @@
 //! | [`replicate`] | from a live database to a replica |
 //! | [`restore`] | every page to a new file |
 //! | [`mount`] | replicas as a read-only file system |
-//! | [`daemon`] | a database and its replicas in a running process, and its control socket |
+//! | [`daemon`] | many databases in a running process, each by itself, and their control sockets |
 //!
 //! The binary (`src/main.rs`, `src/cli/`) sees only what is public here.
 //!
@@ -40,8 +40,8 @@
 //!   protected is durable in the spool.
 //! - *A commit is durable on a replica* when its segment, all before it and the generation's first
 //!   snapshot are stored.
-//! - *Two writers never mix their commits*: what a replica holds behind our last commit is ours only
-//!   if it ends where SQLite's WAL did; else a new generation begins.
+//! - *Two writers never mix their commits*: what a replica holds behind our last commit is ours
+//!   only if it ends where SQLite's WAL did; else a new generation begins.
 //! - *No unverified byte reaches a reader*: every byte of an object is covered by a checksum.
 //! - *Neither the database nor its `-shm` file is ever opened beside SQLite*: closing any
 //!   descriptor of a file drops all POSIX locks that the process has on it.

@@ -109,7 +109,11 @@ impl Replica {
             fencing: Some(status.fencing.to_string()),
             superseded: status.superseded,
             waiting_commits: tip.zip(status.durable).map(waiting),
-            lag_seconds: Some(status.waiting_since.map_or(0.0, |since| age(since, now))),
+            lag_seconds: match status.waiting_since {
+                Some(since) => Some(age(since, now)),
+                // Not asked yet.
+                None => status.durable.map(|_| 0.0),
+            },
         }
     }
 }

@@ -69,7 +69,8 @@ pub struct ReplicaStatus {
     pub superseded: Option<String>,
     /// Commits in the spool that are not durable here.
     pub waiting_commits: Option<u64>,
-    /// The age of the oldest commit that is not durable here; 0 if there is none.
+    /// The age of the oldest commit that is not durable here; 0 if there is none, absent if that is
+    /// not known yet.
     pub lag_seconds: Option<f64>,
 }
 

@@ -108,6 +108,9 @@ impl Uploader {
             environment,
         };
         let mut task = Task::new(given, status_sender, urgent.clone(), stop.subscribe())?;
+        if let Some(since) = task.left_waiting() {
+            task.waits_since(since);
+        }
         // Its end shows in `status`, whose sender it holds.
         tokio::spawn(async move { task.run().await }.instrument(span));
         Ok(Self {

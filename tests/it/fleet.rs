@@ -261,6 +261,29 @@ fn the_lag_is_shown_while_a_replica_is_away_and_ends_when_it_is_back() {
 }
 
 #[test]
+fn a_restart_does_not_make_waiting_commits_younger() {
+    let world = World::on_s3();
+    world.sample();
+    let mut daemon = world.daemon();
+    world.take_replica_away();
+    world.sql("app.db", "UPDATE t SET v = 'away' WHERE id = 1");
+    let waits = |seconds: f64| {
+        let (databases, _) = status(&world, "app.db");
+        let replica = &databases[0]["replicas"][0];
+        replica["lag_seconds"].as_f64() > Some(seconds) && replica["state"] == "retrying"
+    };
+    wait_until(LONG, "a lag of two seconds", || waits(2.0));
+    daemon.kill9();
+    let mut daemon = world.replicate("app.db replicas/app --sync-interval 50ms");
+    wait_until(LONG, "the same lag after the restart", || waits(2.0));
+    world.bring_replica_back();
+    wait_until(LONG, "the end of the lag", || {
+        status(&world, "app.db").1 == 0 && !waits(0.0)
+    });
+    assert_eq!(daemon.term(), 0);
+}
+
+#[test]
 fn all_databases_go_on_after_the_process_was_killed() {
     let names = ["app", "shop", "blog", "wiki"];
     let world = World::new();
@@ -284,6 +307,44 @@ fn all_databases_go_on_after_the_process_was_killed() {
         assert_eq!(newest(&world, name), "meanwhile");
     }
     assert_eq!(status(&world, "--config fleet.toml").1, 0);
+    assert_eq!(daemon.term(), 0);
+}
+
+#[test]
+fn a_database_whose_replica_is_away_leaves_room_in_the_spool_for_the_others() {
+    let world = World::new();
+    make(&world, "app");
+    make(&world, "shop");
+    // Directories, so that one can be away alone.
+    let db = |name| {
+        format!(
+            "[[db]]\npath = \"{name}.db\"\n[[db.replica]]\npath = \"replicas/{name}\"\n\
+             sync-interval = \"50ms\"\n"
+        )
+    };
+    let text = format!("max-spool-size = \"8MiB\"\n{}{}", db("app"), db("shop"));
+    fs::write(world.path("fleet.toml"), text).unwrap();
+    let mut daemon = world.replicate("--config fleet.toml");
+    await_sync(&world, &mut daemon, "app");
+    await_sync(&world, &mut daemon, "shop");
+    fs::rename(world.path("replicas/app"), world.path("away")).unwrap();
+    fs::write(world.path("replicas/app"), "not a directory").unwrap();
+    wait_until(LONG, "a full spool", || {
+        world.sql("app.db", "INSERT INTO t VALUES(randomblob(500000))");
+        daemon.stderr().contains("max-spool-size")
+    });
+    world.sql("shop.db", "INSERT INTO t VALUES(randomblob(500000))");
+    insert(&world, "shop", "as if nothing were");
+    await_sync(&world, &mut daemon, "shop");
+    let (databases, _) = status(&world, "--config fleet.toml");
+    assert_eq!(databases[0]["state"], "interrupted", "{databases:?}");
+    assert_eq!(databases[1]["state"], "capturing", "{databases:?}");
+    let shop = fs::read_dir(world.path("replicas/shop/generations")).unwrap();
+    assert_eq!(shop.count(), 1);
+
+    fs::remove_file(world.path("replicas/app")).unwrap();
+    fs::rename(world.path("away"), world.path("replicas/app")).unwrap();
+    await_sync(&world, &mut daemon, "app");
     assert_eq!(daemon.term(), 0);
 }
 

@@ -9,7 +9,7 @@ use crate::replicate::blocking;
 use crate::replicate::identity::Identity;
 use crate::replicate::sent::Recent;
 use crate::replicate::source::Source;
-use crate::replicate::spool::{Spool, SpooledCommit, Tip};
+use crate::replicate::spool::{RunInfo, Spool, SpooledCommit, Tip};
 use crate::replicate::state::{Begun, GenerationState};
 use crate::replicate::upload::pace::{Sent, Waiting};
 use crate::replicate::upload::send::remove_files;
@@ -321,6 +321,17 @@ impl Task {
     /// What comes after `seq` must stay in the spool for us.
     pub(super) fn needs_after(&self, seq: u64) {
         self.status.send_modify(|status| status.needs = Some(seq));
+    }
+
+    /// When the oldest commit was made that an earlier run left in the spool without sending it.
+    pub(super) fn left_waiting(&self) -> Option<Timestamp> {
+        let state = self.state.as_ref()?;
+        let runs = self.spool.runs();
+        let is_ours = |run: &RunInfo| (run.id, run.token) == (state.run, state.token);
+        runs.iter().find(|run| is_ours(run))?;
+        // What cannot be read is said when it is to be sent.
+        let batch = self.spool.batch(state.run, state.sent_seq(), 1).ok()??;
+        Some(batch.commits[0].time)
     }
 
     /// The oldest commit that is not durable was made then. Said before it is sent, which takes
