@@ -19,7 +19,6 @@ mod fleet;
 mod lineage;
 mod listing;
 mod machine;
-mod many;
 mod mishaps;
 mod model;
 mod mount;
