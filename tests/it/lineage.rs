@@ -7,11 +7,12 @@ use crate::oracle::ImageHash;
 use crate::world::World;
 use sqlrepl::error::ErrorKind;
 use sqlrepl::format::claim::Claim;
+use sqlrepl::format::container::Parent;
 use sqlrepl::format::ids::{GenerationId, RestorePoint, Timestamp, Txid};
 use sqlrepl::format::moment::Moment;
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs};
 
 /// One generation, read whole.
 pub(crate) struct Generation {
@@ -91,9 +92,9 @@ impl Lineage {
         self.image(points.last().unwrap())
     }
 
-    /// What the machine that writes the highest generation was shown.
+    /// The machine that writes the highest generation.
     #[track_caller]
-    fn past(&self, machines: &[&Machine]) -> Vec<ImageHash> {
+    fn writer<'m, 'w>(&self, machines: &[&'m Machine<'w>]) -> &'m Machine<'w> {
         let newest = self.newest();
         let goes_on = |machine: &&Machine| {
             let shown = machine.images();
@@ -102,8 +103,9 @@ impl Lineage {
             place(newest).is_some_and(|newest| durable.flatten() <= Some(newest))
         };
         let writer = machines.iter().find(|machine| goes_on(machine));
-        let writer = writer.expect("no machine has the newest point and nothing durable behind it");
-        writer.images()
+        writer.unwrap_or_else(|| {
+            panic!("no machine has the newest point and nothing durable behind it; {self}")
+        })
     }
 
     /// Each generation is a piece of what one machine's SQLite showed, in order and without gaps.
@@ -124,7 +126,7 @@ impl Lineage {
                 shown.iter().map(at).collect::<Vec<_>>()
             };
             let places: Vec<_> = seen.iter().map(place).collect();
-            panic!("{id} is no piece of any machine's history: {places:?}");
+            panic!("{id} is no piece of any machine's history: {places:?}; {self}");
         }
     }
 
@@ -146,11 +148,19 @@ impl Lineage {
     /// At the time of every restore point, and just before it.
     #[track_caller]
     fn check_times(&self, machines: &[&Machine]) {
-        let shown = self.past(machines);
+        let writer = self.writer(machines);
+        let shown = writer.images();
         let place = |point: &RestorePoint| {
             let image = self.image(point);
             let place = shown.iter().rposition(|one| *one == image);
-            place.unwrap_or_else(|| panic!("{point:?} is in the past of another machine"))
+            place.unwrap_or_else(|| {
+                panic!(
+                    "txid {} of {} is not in the past of {}, which readers follow; {self}",
+                    point.txid,
+                    point.generation,
+                    writer.path("").display()
+                )
+            })
         };
         let all = self
             .generations
@@ -164,12 +174,12 @@ impl Lineage {
             let resolved = match self.reader.replica.resolve(Moment::At(time)) {
                 Ok(point) => Some(point),
                 Err(e) if e.kind() == ErrorKind::NotFound => None,
-                Err(e) => panic!("{time}: {e}"),
+                Err(e) => panic!("{time}: {e}; {self}"),
             };
-            assert_eq!(resolved, self.expected_at(time), "{time}");
+            assert_eq!(resolved, self.expected_at(time), "{time}; {self}");
             if let Some(point) = resolved {
                 let place = place(&point);
-                assert!(place >= earliest, "at {time} the history goes back");
+                assert!(place >= earliest, "at {time} the history goes back; {self}");
                 earliest = place;
             }
         }
@@ -194,5 +204,27 @@ impl Lineage {
             let is_parent = |other: &&Generation| other.id == parent.generation;
             generation = self.generations.iter().find(is_parent)?;
         }
+    }
+}
+
+/// For messages: who began which generation, from what, and why.
+impl fmt::Display for Lineage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the replica has:")?;
+        for Generation { id, claim, points } in &self.generations {
+            let (path, reason) = (&claim.path, &claim.reason);
+            let (first, last) = (points[0], points[points.len() - 1]);
+            write!(f, "\n  {id} of {path}, ")?;
+            match claim.parent {
+                Some(Parent { generation, txid }) => write!(f, "behind {txid} of {generation}")?,
+                None => f.write_str("without a parent")?,
+            }
+            write!(
+                f,
+                ": {} at {} to {} at {} ({reason})",
+                first.txid, first.time, last.txid, last.time
+            )?;
+        }
+        Ok(())
     }
 }

@@ -9,6 +9,9 @@ use crate::{seed, soak};
 use std::fs;
 use std::time::Duration;
 
+/// Where a state directory is copied to.
+const YESTERDAY: &str = "yesterday";
+
 #[test]
 fn random_days_of_machines_that_share_a_replica_leave_every_moment_right() {
     let seed = seed();
@@ -27,7 +30,6 @@ fn random_days_of_machines_that_share_a_replica_leave_every_moment_right() {
 
 /// Goes through one day; what there was in the end.
 fn live_a_day(seed: u64) -> (usize, usize, usize) {
-    println!("a day with SQLREPL_SEED={seed}");
     let world = World::new();
     let mut day = Day::new(&world, seed);
     for _ in 0..25 {
@@ -52,8 +54,17 @@ struct Life<'w> {
     has_copy: bool,
 }
 
+/// How a daemon ends, or the whole machine.
+#[derive(Clone, Copy)]
+enum End {
+    Stop,
+    Kill,
+    Crash,
+}
+
 struct Day<'w> {
     world: &'w World,
+    seed: u64,
     dice: Dice,
     lives: Vec<Life<'w>>,
     /// Those in whose place an image was put.
@@ -89,15 +100,25 @@ impl<'w> Life<'w> {
         }
     }
 
-    /// Ends the daemon in one way or another.
-    fn end(&mut self, how: u64) {
+    /// Ends the daemon, or the whole machine.
+    fn end(&mut self, how: End) {
         self.go_on();
         match (self.runs, how) {
-            (true, 0) => self.machine.stop(),
-            (true, 1) => self.machine.kill(),
+            (true, End::Stop) => self.machine.stop(),
+            (true, End::Kill) => self.machine.kill(),
             _ => self.machine.crash(),
         }
         self.runs = false;
+    }
+
+    /// Crashes, and copies the disk to another folder; with a state of the daemon on it: of two
+    /// databases without any, nothing says whose past each of them has.
+    fn copy_to(&mut self, folder: &str) -> Machine<'w> {
+        if !self.machine.path(STATE).exists() {
+            self.start();
+        }
+        self.end(End::Crash);
+        self.machine.clone_to(folder)
     }
 }
 
@@ -109,6 +130,7 @@ impl<'w> Day<'w> {
         life.start();
         Self {
             world,
+            seed,
             dice: Dice(seed),
             lives: vec![life],
             gone: Vec::new(),
@@ -117,30 +139,22 @@ impl<'w> Day<'w> {
         }
     }
 
+    /// Says what happens, for when the day fails. Two days are lived beside each other.
+    fn tell(&self, number: usize, what: &str) {
+        println!("day {}: m{number} {what}", self.seed);
+    }
+
     /// The next thing that happens.
     fn go_on(&mut self) {
         let number = usize::try_from(self.dice.roll(self.lives.len() as u64)).unwrap();
-        let what = self.dice.roll(28);
-        println!("m{number}: {what}");
-        let life = &mut self.lives[number];
-        match what {
-            0..8 => life.machine.commit(self.dice.roll(30) + 1),
-            8..13 => {
-                life.go_on();
-                life.start();
-                life.machine.commit_each(self.dice.roll(4));
-            }
-            13..16 => life.end(what - 13),
-            16..18 => {
-                let mode = self.dice.pick(&["PASSIVE", "TRUNCATE"]);
-                let checkpoint = format!("checkpoint {mode} 200");
-                life.machine.writer().ask(&checkpoint);
-            }
-            18 | 19 => {
-                life.start();
-                life.machine.daemon().signal(libc::SIGSTOP);
-                life.stands = true;
-            }
+        match self.dice.roll(28) {
+            0..8 => self.commit(number),
+            8..13 => self.commit_each(number),
+            13 => self.end_daemon(number, End::Stop),
+            14 => self.end_daemon(number, End::Kill),
+            15 => self.end_daemon(number, End::Crash),
+            16 | 17 => self.checkpoint(number),
+            18 | 19 => self.stand_still(number),
             20 | 21 => self.set_clock(number),
             22 | 23 => self.clone_machine(number),
             24 | 25 => self.go_back(number),
@@ -148,14 +162,74 @@ impl<'w> Day<'w> {
         }
     }
 
+    fn commit(&mut self, number: usize) {
+        let count = self.dice.roll(30) + 1;
+        self.tell(number, &format!("commits {count} times"));
+        self.lives[number].machine.commit(count);
+    }
+
+    fn commit_each(&mut self, number: usize) {
+        let count = self.dice.roll(4);
+        self.tell(
+            number,
+            &format!("has {count} commits made durable one by one"),
+        );
+        let life = &mut self.lives[number];
+        life.go_on();
+        life.start();
+        life.machine.commit_each(count);
+    }
+
+    fn end_daemon(&mut self, number: usize, how: End) {
+        let what = match (self.lives[number].runs, how) {
+            (true, End::Stop) => "has its daemon stopped",
+            (true, End::Kill) => "has its daemon killed",
+            _ => "crashes",
+        };
+        self.tell(number, what);
+        self.lives[number].end(how);
+    }
+
+    fn checkpoint(&mut self, number: usize) {
+        let mode = self.dice.pick(&["PASSIVE", "TRUNCATE"]);
+        self.tell(
+            number,
+            &format!("has its application run a {mode} checkpoint"),
+        );
+        let checkpoint = format!("checkpoint {mode} 200");
+        self.lives[number].machine.writer().ask(&checkpoint);
+    }
+
+    fn stand_still(&mut self, number: usize) {
+        self.tell(number, "has its daemon stand still");
+        let life = &mut self.lives[number];
+        life.start();
+        life.machine.daemon().signal(libc::SIGSTOP);
+        life.stands = true;
+    }
+
     fn set_clock(&mut self, number: usize) {
+        let how = self.dice.roll(4);
         let clock = &self.lives[number].clock;
-        match self.dice.roll(4) {
-            0 => clock.set_back(HOUR),
-            1 => clock.set_back(HOUR * 3),
-            2 => clock.set_ahead(HOUR * 24 * 365 * 73),
-            _ => clock.set_ahead(Duration::ZERO),
-        }
+        let what = match how {
+            0 => {
+                clock.set_back(HOUR);
+                "sets its clock back an hour"
+            }
+            1 => {
+                clock.set_back(HOUR * 3);
+                "sets its clock back three hours"
+            }
+            2 => {
+                clock.set_ahead(HOUR * 24 * 365 * 73);
+                "sets its clock ahead 73 years"
+            }
+            _ => {
+                clock.set_ahead(Duration::ZERO);
+                "puts its clock right"
+            }
+        };
+        self.tell(number, what);
     }
 
     fn clone_machine(&mut self, number: usize) {
@@ -163,10 +237,9 @@ impl<'w> Day<'w> {
             return;
         }
         let name = format!("m{}", self.lives.len());
+        self.tell(number, &format!("crashes and is cloned to {name}"));
         let life = &mut self.lives[number];
-        life.end(2);
-        let machine = life.machine.clone_to(&name);
-        let mut clone = Life::new(self.world, machine, &name);
+        let mut clone = Life::new(self.world, life.copy_to(&name), &name);
         clone.has_copy = life.has_copy;
         self.lives.push(clone);
     }
@@ -176,17 +249,20 @@ impl<'w> Day<'w> {
         self.copies += 1;
         match self.image.take() {
             None => {
-                let life = &mut self.lives[number];
-                life.end(2);
-                let image = life.machine.clone_to(&format!("image{}", self.copies));
+                self.tell(number, "crashes, and an image of it is taken");
+                let image = self.lives[number].copy_to(&format!("image{}", self.copies));
                 self.image = Some((number, image));
             }
             Some((number, image)) => {
-                let life = &mut self.lives[number];
-                life.end(2);
                 let replaced = format!("gone{}", self.copies);
+                self.tell(
+                    number,
+                    &format!("is put back to its image; it was {replaced}"),
+                );
+                let life = &mut self.lives[number];
+                life.end(End::Crash);
                 self.gone.push(life.machine.replace_by(&image, &replaced));
-                life.has_copy = image.path("yesterday").exists();
+                life.has_copy = image.path(YESTERDAY).exists();
             }
         }
     }
@@ -195,29 +271,35 @@ impl<'w> Day<'w> {
     /// machines write too, nothing says whose past a database without any state has.
     fn lose_state(&mut self, number: usize) {
         let alone = self.lives.len() == 1 && self.gone.is_empty();
+        self.end_daemon(number, End::Kill);
         let life = &mut self.lives[number];
-        life.end(1);
         let (state, copy) = (
             life.machine.text_path(STATE),
-            life.machine.text_path("yesterday"),
+            life.machine.text_path(YESTERDAY),
         );
         if !fs::exists(&state).unwrap() {
             return;
         }
-        if alone && self.dice.once_in(2) {
+        let what = if alone && self.dice.once_in(2) {
             fs::remove_dir_all(&state).unwrap();
+            "loses its daemon's state"
         } else if std::mem::take(&mut life.has_copy) {
             fs::remove_dir_all(&state).unwrap();
             self.world.run("mv", &[&copy, &state]).ok();
+            "has its daemon's state of yesterday put back"
         } else {
             self.world.run("cp", &["-a", &state, &copy]).ok();
             life.has_copy = true;
-        }
+            "has its daemon's state copied aside"
+        };
+        self.tell(number, what);
     }
 
     /// All go on, and all becomes durable; then everything must be right.
     fn end(&mut self) -> Lineage {
-        for life in &mut self.lives {
+        for number in 0..self.lives.len() {
+            self.tell(number, "goes on, and has two last commits made durable");
+            let life = &mut self.lives[number];
             life.go_on();
             life.start();
             life.machine.commit_each(2);
