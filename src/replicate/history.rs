@@ -164,6 +164,28 @@ pub async fn last_segments(
     Ok(found)
 }
 
+/// The last segments of a replica, at most `count`: by generation, the highest first, of those that
+/// have a snapshot; the newest segment of each first.
+///
+/// # Errors
+/// `NotFound` if one was deleted since the listing; `Unavailable`, `Disk`.
+pub async fn last_of_all(
+    store: &dyn Store,
+    catalog: &Catalog,
+    count: usize,
+) -> Result<Vec<(GenerationId, Vec<Found>)>> {
+    let mut all = Vec::new();
+    let mut left = count;
+    for (&generation, listing) in catalog.generations.iter().rev() {
+        if left > 0 && !listing.snapshots.is_empty() {
+            let found = last_segments(store, listing, left).await?;
+            left -= found.len();
+            all.push((generation, found));
+        }
+    }
+    Ok(all)
+}
+
 /// What these segments are, in the same order; keys that are no segment's are left out.
 ///
 /// # Errors

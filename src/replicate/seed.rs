@@ -18,8 +18,8 @@ use crate::storage::catalog::Catalog;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Segments whose ends are looked for in the WAL: if another writer went on in the generation,
-/// what is ours ends before the last one.
+/// Segments whose ends are looked for in the WAL: if another writer went on in the generation, or
+/// began others, what is ours ends before the last one.
 const ENDS_TRIED: usize = 64;
 
 /// What one replica holds.
@@ -27,7 +27,7 @@ const ENDS_TRIED: usize = 64;
 pub struct Held {
     /// The database.
     pub database_id: Option<DatabaseId>,
-    /// The last transaction.
+    /// The last transaction of the highest generation that has one.
     newest: Option<Ending>,
     /// The last transaction that the frames of the WAL lead to.
     passed: Option<Ending>,
@@ -78,16 +78,13 @@ impl Asking {
             database_id: history::database_id(store, &catalog).await?,
             ..Held::default()
         };
-        let mut generations = catalog.generations.values().rev();
-        let Some(highest) = generations.find(|listing| !listing.snapshots.is_empty()) else {
-            return Ok(held);
-        };
         for count in [2, ENDS_TRIED] {
-            let found = history::last_segments(store, highest, count).await?;
-            let endings: Vec<Ending> = found.iter().filter_map(ending).collect();
+            let found = history::last_of_all(store, &catalog, count).await?;
+            let segments: Vec<&Found> = found.iter().flat_map(|(_, found)| found).collect();
+            let endings: Vec<Ending> = segments.iter().filter_map(|found| ending(found)).collect();
             held.newest = endings.first().copied();
             held.passed = self.passed(endings).await?;
-            if held.passed.is_some() || highest.segments.len() <= count {
+            if held.passed.is_some() || segments.len() < count {
                 break;
             }
         }
@@ -129,8 +126,8 @@ pub fn begin_at(spool: &Spool, held: &[Held], environment: &Environment) -> Resu
         return Ok(());
     };
     // Numbers must not begin before the txids of any generation that may go on.
-    let txids = held.iter().filter_map(|held| held.newest);
-    let base = txids.map(|ending| ending.txid.get() - 1).max();
+    let endings = held.iter().flat_map(|held| [held.newest, held.passed]);
+    let base = endings.flatten().map(|ending| ending.txid.get() - 1).max();
     spool.begin_run(RunStart {
         token: u64::from_le_bytes(environment.draw()?),
         base: base.unwrap_or(0),
@@ -200,6 +197,8 @@ mod tests {
     #[test]
     fn what_stands_in_the_wal_counts_before_what_another_writer_may_have_added() {
         check(&[(Some((9, 90)), Some((5, 50)))], Some((8, 50)));
+        // Of a generation before the newest one.
+        check(&[(Some((2, 90)), Some((5, 50)))], Some((4, 50)));
         check(
             &[(Some((9, 90)), None), (Some((7, 60)), Some((7, 60)))],
             Some((8, 60)),

@@ -109,6 +109,8 @@ fn a_lost_state_goes_on_in_its_generation_when_the_wal_proves_it() {
     assert!(after - before < 64 << 10, "{} bytes", after - before);
 }
 
+/// README: "A daemon without its state directory, and without a WAL that shows what it stored last,
+/// takes the replica's last commit for its own past: copy the state directory with the database."
 #[test]
 fn a_lost_state_without_proof_begins_anew_and_stores_what_differs() {
     let world = World::new();
@@ -124,8 +126,49 @@ fn a_lost_state_without_proof_begins_anew_and_stores_what_differs() {
     one.commit_each(2);
     let after = stored_bytes(&world);
     let lineage = lineage::check(&world, &[&one]);
-    assert_eq!(lineage.generations.len(), 2);
+    let parent = lineage.generations[1].claim.parent.unwrap();
+    let last = lineage.generations[0].points.last().unwrap();
+    assert_eq!(
+        (parent.generation, parent.txid),
+        (last.generation, last.txid)
+    );
     assert!(after - before < 64 << 10, "{} bytes", after - before);
+}
+
+#[test]
+fn a_copy_without_a_state_goes_on_from_the_last_commit_that_its_wal_shows() {
+    for later in [0, 2] {
+        let world = World::new();
+        let mut one = Machine::new(&world, "one", 0);
+        // However slow this machine is, the WAL is not restarted meanwhile.
+        let reader = world.keep_open("one/app.db", "BEGIN; SELECT count(*) FROM t");
+        one.replicate("");
+        one.commit_each(5);
+        let mut two = one.clone_to("two");
+        fs::remove_dir_all(two.path(STATE)).unwrap();
+        two.commit(3);
+
+        one.replicate("");
+        one.commit_each(later);
+        one.kill();
+        reader.end("COMMIT");
+        one.writer().ask("checkpoint TRUNCATE 10000");
+        one.commit(3);
+        one.replicate("");
+        one.commit_each(5);
+        two.replicate("");
+        two.commit_each(2);
+        let lineage = lineage::check(&world, &[&one, &two]);
+        let parents = lineage.generations.iter().map(|one| one.claim.parent);
+        let shared: Vec<u64> = parents.flatten().map(|one| one.txid.get()).collect();
+        let state = two.status()["state"].clone();
+        // Nobody else went on in the generation of both: it does, below the one begun meanwhile.
+        let expected = match later {
+            0 => (vec![6], "superseded"),
+            _ => (vec![6 + later, 6], "replicating"),
+        };
+        assert_eq!((shared, state.as_str().unwrap()), expected, "{lineage}");
+    }
 }
 
 /// README: "A state directory that comes from a backup loses nothing that the replica has."

@@ -265,22 +265,21 @@ impl Task {
         Ok(())
     }
 
-    /// Where another writer went on in the highest generation from what we had: the last end of a
-    /// segment on our chain, and its time.
+    /// Where another writer went on from what we had, in the same generation or in others: the last
+    /// end of a segment on our chain, and its time.
     async fn shared_with(&self, catalog: &Catalog) -> Result<Option<(Parent, Timestamp)>> {
-        let mut generations = catalog.generations.iter().rev();
-        let highest = generations.find(|(_, listing)| !listing.snapshots.is_empty());
-        let (Some((&generation, listing)), Some(run)) = (highest, self.newest_run()) else {
+        let Some(run) = self.newest_run() else {
             return Ok(None);
         };
-        let found = history::last_segments(&*self.store, listing, ENDS_TRIED).await?;
-        let ends = self.ends_on_chain(run.id, &found).await?;
-        let Resumption::NewGeneration(Some(txid)) = resume_from(&ends, true) else {
-            return Ok(None);
-        };
-        let shared = found.iter().find(|segment| segment.last == txid);
-        let inside = shared.and_then(|segment| segment.inside.as_ref());
-        Ok(inside.map(|inside| (Parent { generation, txid }, inside.ending.time)))
+        for (generation, found) in history::last_of_all(&*self.store, catalog, ENDS_TRIED).await? {
+            let ends = self.ends_on_chain(run.id, &found).await?;
+            if let Resumption::NewGeneration(Some(txid)) = resume_from(&ends, true) {
+                let shared = found.iter().find(|segment| segment.last == txid);
+                let inside = shared.and_then(|segment| segment.inside.as_ref());
+                return Ok(inside.map(|inside| (Parent { generation, txid }, inside.ending.time)));
+            }
+        }
+        Ok(None)
     }
 
     async fn ends_on_chain(&self, run: u64, found: &[Found]) -> Result<Vec<(Txid, Option<u64>)>> {
