@@ -153,6 +153,7 @@ impl<'w> Machine<'w> {
             match sync.exit_code() {
                 Some(0) => true,
                 Some(_) => {
+                    println!("`{words}` said: {}", sync.stderr().trim_end());
                     sync = self.world.start(&words);
                     comes()
                 }
