@@ -7,6 +7,7 @@ use crate::daemon::simulation::world::World;
 use crate::error::ErrorKind;
 use crate::format::ids::GenerationId;
 use crate::replicate::history;
+use crate::storage::fault::Verb;
 use crate::storage::{Body, Store};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -198,6 +199,40 @@ fn a_replica_that_lost_the_first_snapshot_gets_another_generation() {
         let lost = &keys[0]["generations/".len()..][..17];
         let expected = format!("memory lost the first snapshot of generation {lost}");
         assert_eq!(reason(world), expected);
+        Ok(())
+    });
+}
+
+#[test]
+fn on_a_replica_that_was_emptied_nothing_is_durable_before_the_next_first_snapshot() {
+    play(|world| {
+        at_work(world)?;
+        upload(world, 0)?;
+        let durable = |world: &World| {
+            let status = world.machines[0].status().unwrap_or_default();
+            (status.durable, status.newest.is_some())
+        };
+        let before = durable(world);
+        assert!(before.0.is_some() && before.1);
+        let listed = now(world.store.list("", None)).unwrap();
+        let keys: Vec<String> = listed.into_iter().map(|listed| listed.key).collect();
+        now(world.store.delete(&keys)).unwrap();
+        let ours = generation(world);
+        world.machines[0].line.set_rule(move |verb, key| {
+            let is_snapshot = key.contains("/snapshots/");
+            let is_ours = key.contains(&ours.to_string());
+            match verb == Verb::Put && (is_snapshot || is_ours) {
+                true => Fate::Refused,
+                false => Fate::Answered,
+            }
+        });
+        upload(world, 0)?;
+        world.pass(MINUTE)?;
+        assert_ne!(generation(world), ours);
+        assert_eq!(durable(world), (None, false));
+        world.machines[0].line.heal();
+        world.settle()?;
+        assert!(durable(world) > before);
         Ok(())
     });
 }

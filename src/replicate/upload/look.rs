@@ -95,7 +95,8 @@ impl Task {
             _ => listed.key == state.last_key,
         };
         if last > Txid::FIRST && !listed.iter().any(holds_last) {
-            return Err(self.gone(&state.last_key));
+            let last_key = state.last_key.clone();
+            return Err(self.gone(&last_key));
         }
         Ok(listed)
     }
@@ -263,9 +264,10 @@ impl Task {
     }
 
     /// Whether the replica still holds what the generation stands on. Somebody may have emptied it.
-    pub(super) async fn check_presence(&self) -> Result<()> {
+    pub(super) async fn check_presence(&mut self) -> Result<()> {
+        let prefix = generation_prefix(self.state().id);
+        let names = self.store.list_folder(&prefix).await?;
         let state = self.state();
-        let names = self.store.list_folder(&generation_prefix(state.id)).await?;
         let has = |name: &str| names.iter().any(|found| found == name);
         let claim = Key {
             generation: state.id,
@@ -275,20 +277,26 @@ impl Task {
             return Err(self.gone(&claim.to_string()));
         }
         if state.complete.is_some() && !has("snapshots/") {
-            return Err(Error::conflict(format!(
-                "{} lost the first snapshot of generation {}",
-                self.store.location(),
-                state.id
+            let place = self.store.location();
+            let id = state.id;
+            return Err(self.lost(format!(
+                "{place} lost the first snapshot of generation {id}"
             )));
         }
         Ok(())
     }
 
-    fn gone(&self, key: &str) -> Error {
-        Error::conflict(format!(
-            "{}/{key} is gone: somebody removed what the replica held",
-            self.store.location()
+    fn gone(&mut self, key: &str) -> Error {
+        let place = self.store.location();
+        self.lost(format!(
+            "{place}/{key} is gone: somebody removed what the replica held"
         ))
+    }
+
+    /// What was durable on the replica is so no more.
+    fn lost(&mut self, why: String) -> Error {
+        (self.durable, self.resumed) = (None, false);
+        Error::conflict(why)
     }
 
     /// Finds out whether another writer's generation is above ours, and says so.

@@ -85,7 +85,8 @@ pub(super) struct Task {
     pub(super) take_over: bool,
     /// Segments stored since the start.
     pub(super) uploads: u64,
-    durable: Option<u64>,
+    /// Everything up to this `seq` is durable on the replica.
+    pub(super) durable: Option<u64>,
 }
 
 impl Task {
@@ -362,7 +363,7 @@ impl Task {
         let status = Status {
             generation: state.map(|state| state.id),
             durable: self.durable,
-            newest: newest.or(before.newest),
+            newest: newest.or(before.newest.filter(|_| self.durable.is_some())),
             waiting_since: self.waiting_since,
             needs: state.map(GenerationState::sent_seq).or(before.needs),
             fencing: state.map_or(Fencing::Unknown, |state| state.fencing),
