@@ -8,7 +8,7 @@ use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid};
 use crate::format::key::{Key, ObjectKey};
 use crate::replicate::spool::{RunInfo, SpooledCommit};
-use crate::replicate::writers::{Ending, Fencing, Inside, Known};
+use crate::replicate::writers::{Ending, Fencing, Inside, Known, Place};
 use crate::storage::durable;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -102,11 +102,16 @@ impl GenerationState {
             .expect("a generation holds no commit from before its base")
     }
 
-    /// The last stored txid, as a parent for the generation that comes next.
-    pub fn as_parent(&self) -> Parent {
-        Parent {
-            generation: self.id,
-            txid: self.sent_txid(),
+    /// The last stored commit, from which the generation that comes next may go on.
+    pub fn place(&self) -> Place {
+        Place {
+            parent: Parent {
+                generation: self.id,
+                txid: self.sent_txid(),
+            },
+            time: self.last_time(),
+            run: (self.run, self.token),
+            seq: self.sent_seq(),
         }
     }
 
@@ -364,6 +369,6 @@ mod tests {
     #[test]
     fn txids_count_from_the_state_that_the_generation_starts_from() {
         assert_eq!(state().txid(20), Txid::FIRST);
-        assert_eq!(state().as_parent().txid, Txid::new(6).unwrap());
+        assert_eq!(state().place().parent.txid, Txid::new(6).unwrap());
     }
 }

@@ -10,6 +10,7 @@
 //! our chain only if its commits are ours, byte for byte.
 
 use crate::format::claim::Claim;
+use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, ObjectHash, PageSize, Timestamp, Txid, WalEnd, WriterId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -189,31 +190,49 @@ fn follow(
     }
 }
 
-/// What a daemon does that has no state of a replica, or a wrong one: it was lost, or is older than
-/// what the replica holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resumption {
-    /// The generation is ours: it goes on. This is the number in the spool of its txid 1.
-    Adopt(u64),
-    /// It is not: a new one begins. This is the last transaction that both share, if the chain
-    /// shows one.
-    NewGeneration(Option<Txid>),
+/// Whether a generation is ours, though we have no state of it, or a wrong one: it was lost, or is
+/// older than what the replica holds. Then this is the number in the spool of its txid 1.
+///
+/// `end`: its last transaction, and the number of that in the spool if it lies on our chain. `known`:
+/// the number of txid 1 as our state has it, if that is of this generation and this run: as many
+/// commits must lie before the end as the generation counts. A generation whose last time the clock
+/// is so far behind that times must begin anew is not gone on in.
+pub fn base_if_ours(
+    end: (Txid, Option<u64>),
+    known: Option<u64>,
+    clock_stepped_back: bool,
+) -> Option<u64> {
+    let base = end.1?.checked_sub(end.0.get() - 1)?;
+    let is_ours = !clock_stepped_back && known.is_none_or(|known| known == base);
+    is_ours.then_some(base)
 }
 
-/// Whether a generation is ours. `ends` are the last transactions of its segments, the newest
-/// first, each with its number in the spool if our chain has its end.
-///
-/// It is, if its last end lies on our chain, unless the clock is so far behind its last time that
-/// the times of a generation must begin anew.
-pub fn resume_from(ends: &[(Txid, Option<u64>)], clock_stepped_back: bool) -> Resumption {
-    let base = |&(txid, seq): &(Txid, Option<u64>)| seq?.checked_sub(txid.get() - 1);
-    match ends.first().and_then(base) {
-        Some(base) if !clock_stepped_back => Resumption::Adopt(base),
-        _ => {
-            let shared = ends.iter().find(|(_, seq)| seq.is_some());
-            Resumption::NewGeneration(shared.map(|&(txid, _)| txid))
-        }
-    }
+/// A stored commit that lies in our past, and where the spool has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where it is stored.
+    pub parent: Parent,
+    /// Its time.
+    pub time: Timestamp,
+    /// The run of the spool that it belongs to: its number and its token.
+    pub run: (u64, u64),
+    /// Its number in the spool.
+    pub seq: u64,
+}
+
+/// From where the next generation goes on, of two commits of our past: the last one that the state
+/// knows, and the last one that the newest run of the spool shows. The later one, since no time
+/// resolves to what lies between: by the spool where one run has both, else by their generations.
+pub fn goes_on_from(known: Option<Place>, shown: Option<Place>) -> Option<Place> {
+    let (Some(a), Some(b)) = (known, shown) else {
+        return known.or(shown);
+    };
+    let is_shown_later = if a.parent.generation != b.parent.generation && a.run == b.run {
+        b.seq > a.seq
+    } else {
+        (b.parent.generation, b.parent.txid) > (a.parent.generation, a.parent.txid)
+    };
+    if is_shown_later { shown } else { known }
 }
 
 /// When the store last answered, by each clock that there is.

@@ -2,6 +2,7 @@
 
 use crate::daemon::simulation::database::{Commit, Histories};
 use crate::daemon::simulation::merger::Commits;
+use crate::error::ErrorKind;
 use crate::format::ids::{GenerationId, RestorePoint, Timestamp, Txid};
 use crate::format::moment::Moment;
 use crate::materialize::cache::BlockCache;
@@ -207,20 +208,36 @@ impl Seen {
         let times = self.points.values().map(|point| point.point.time.micros());
         let mut times: Vec<i64> = times.flat_map(|time| [time - 1, time]).collect();
         times.sort_unstable();
-        for time in times {
-            let time = Timestamp::from_micros(time);
-            let Ok(found) = self.replica.resolve(Moment::At(time)) else {
-                continue;
+        let mut before: Option<&Point> = None;
+        for time in times.into_iter().map(Timestamp::from_micros) {
+            let there = self.at(time)?;
+            let follows = match (before, there) {
+                (Some(before), Some(there)) => there.commit.distance_from(&before.commit).is_some(),
+                (before, _) => before.is_none(),
             };
-            let there = &self.points[&(found.generation, found.txid)];
-            if newest.commit.distance_from(&there.commit).is_none() {
+            let is_past = |there: &Point| newest.commit.distance_from(&there.commit).is_some();
+            if !follows || !there.is_none_or(is_past) {
+                let show =
+                    |point: Option<&Point>| point.map(|point| (point.commit.id, point.point));
                 return Err(format!(
-                    "{time} is commit {} ({found:?}), which is not in the past of commit {} ({:?})",
-                    there.commit.id, newest.commit.id, newest.point
+                    "{time} is {:?}, a moment before it is {:?}, and now is {:?}",
+                    show(there),
+                    show(before),
+                    show(Some(newest))
                 ));
             }
+            before = there;
         }
         Ok(())
+    }
+
+    /// What a time resolves to; `None` before the first one.
+    fn at(&self, time: Timestamp) -> Result<Option<&Point>, Wrong> {
+        match self.replica.resolve(Moment::At(time)) {
+            Ok(found) => Ok(Some(&self.points[&(found.generation, found.txid)])),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(format!("{time}: {e}")),
+        }
     }
 
     /// From each generation to the one that goes on from it, times ascend, unless the clock was set

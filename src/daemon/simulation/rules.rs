@@ -1,11 +1,13 @@
 //! What the rules of who may write cost and say, one by one.
 
+use crate::daemon::simulation::database::Restart;
 use crate::daemon::simulation::play_one;
 use crate::daemon::simulation::reader::Wrong;
 use crate::daemon::simulation::wire::Fate;
 use crate::daemon::simulation::world::World;
 use crate::error::ErrorKind;
-use crate::format::ids::GenerationId;
+use crate::format::container::Parent;
+use crate::format::ids::{GenerationId, Txid};
 use crate::replicate::history;
 use crate::storage::fault::Verb;
 use crate::storage::{Body, Store};
@@ -281,6 +283,56 @@ fn a_clone_that_collides_names_the_other_and_the_other_names_it() {
             "{said}"
         );
         world.check()
+    });
+}
+
+/// The state directory of yesterday beside the database of today, to which nothing was committed
+/// since the last upload.
+fn state_of_yesterday(between: fn(&mut World) -> Result<(), Wrong>) {
+    play(|world| {
+        at_work(world)?;
+        world.kill(0);
+        let yesterday = world.machines[0].image();
+        world.start(0)?;
+        upload(world, 0)?;
+        between(world)?;
+        let (last, txid) = (generation(world), last_txid(world));
+        world.kill(0);
+        world.machines[0].put_state_back(&yesterday);
+        world.start(0)?;
+        world.settle()?;
+        upload(world, 0)?;
+        let claim = now(history::claim_of(&*world.store, generation(world))).unwrap();
+        let parent = claim.expect("it has a claim").0.parent;
+        let generation = last;
+        assert_eq!(parent, Some(Parent { generation, txid }));
+        world.check()
+    });
+}
+
+fn last_txid(world: &World) -> Txid {
+    let status = world.machines[0].status().unwrap_or_default();
+    status.newest.expect("it has stored one").0
+}
+
+/// Checkpoints that overwrite the end of yesterday's WAL, and commits.
+fn checkpoints(world: &mut World) -> Result<(), Wrong> {
+    for _ in 0..3 {
+        let restarted = world.machines[0].restart_wal(Restart::InPlace);
+        world.must(restarted)?;
+        upload(world, 0)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn behind_a_state_from_yesterday_the_times_of_today_stay() {
+    state_of_yesterday(checkpoints);
+    state_of_yesterday(|world| {
+        let broken = world.machines[0].break_continuity();
+        world.must(broken)?;
+        world.settle()?;
+        checkpoints(world)
     });
 }
 

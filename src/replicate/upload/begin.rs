@@ -17,7 +17,7 @@ use crate::replicate::spool::Tip;
 use crate::replicate::state::GenerationState;
 use crate::replicate::upload::hurry;
 use crate::replicate::upload::task::Task;
-use crate::replicate::writers::Fencing;
+use crate::replicate::writers::{Fencing, goes_on_from};
 use crate::storage::Body;
 use crate::storage::catalog::Catalog;
 use std::time::Duration;
@@ -32,8 +32,6 @@ pub(super) struct Survey {
     pub(super) catalog: Catalog,
     past: Past,
     database_id: DatabaseId,
-    /// Where another writer went on from what we had, if that is known without a state.
-    pub(super) shared: Option<(Parent, Timestamp)>,
 }
 
 impl Task {
@@ -52,7 +50,6 @@ impl Task {
             catalog,
             past,
             database_id,
-            shared: None,
         })
     }
 
@@ -73,7 +70,8 @@ impl Task {
             .find(|run| run.id == pin.run());
         let token = run.as_ref().map_or(0, |run| run.token);
         let reason = reason.or(run.map(|run| run.reason)).unwrap_or_default();
-        let claim = self.claim(&survey, reason)?;
+        let parent = self.parent(&survey).await?;
+        let claim = self.claim(&survey, parent, reason)?;
         self.note_begun(claim.generation).await?;
         let key = Key {
             generation: claim.generation,
@@ -130,13 +128,27 @@ impl Task {
         noted.1
     }
 
+    /// Where the next generation goes on from, and the time of that.
+    async fn parent(&self, survey: &Survey) -> Result<Option<(Parent, Timestamp)>> {
+        let known = self.previous.as_ref().map(GenerationState::place);
+        // While nothing is wrong nobody stored more than our state knows.
+        let is_in_doubt = known.is_none() || self.ended.is_some() || self.superseded.is_some();
+        let shown = match is_in_doubt {
+            true => self.shared_with(&survey.catalog).await?,
+            false => None,
+        };
+        let place = goes_on_from(known, shown).map(|place| (place.parent, place.time));
+        Ok(place.or(survey.past.newest))
+    }
+
     /// What the next generation says of itself: a name above all that are listed, and where it goes
     /// on from.
-    fn claim(&self, survey: &Survey, reason: String) -> Result<Claim> {
-        let parent = match &self.previous {
-            Some(previous) => Some((previous.as_parent(), previous.last_time())),
-            None => survey.shared.or(survey.past.newest),
-        };
+    fn claim(
+        &self,
+        survey: &Survey,
+        parent: Option<(Parent, Timestamp)>,
+        reason: String,
+    ) -> Result<Claim> {
         let now = self.environment.now();
         let started = match parent {
             Some((_, time)) if !clock_stepped_back(now, time) => stamp(now, time),

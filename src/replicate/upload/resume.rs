@@ -15,7 +15,7 @@ use crate::replicate::state::GenerationState;
 use crate::replicate::upload::look::Looked;
 use crate::replicate::upload::send::Encoded;
 use crate::replicate::upload::task::Task;
-use crate::replicate::writers::{Fencing, Found, Resumption, is_unbroken, resume_from};
+use crate::replicate::writers::{Fencing, Place, base_if_ours, is_unbroken};
 use crate::storage::catalog::{Catalog, GenerationListing};
 use crate::storage::{Body, Put};
 
@@ -147,11 +147,10 @@ impl Task {
 
     /// The first thing that is done with a replica that has no state here.
     pub(super) async fn begin_or_adopt(&mut self, tip: Tip) -> Result<()> {
-        let mut survey = self.survey().await?;
+        let survey = self.survey().await?;
         if self.adopt_from(&survey.catalog, |_| true).await? {
             return Ok(());
         }
-        survey.shared = self.shared_with(&survey.catalog).await?;
         self.begin(tip, None, survey).await
     }
 
@@ -223,8 +222,12 @@ impl Task {
             return Ok(None);
         };
         let stepped_back = clock_stepped_back(self.environment.now(), inside.ending.time);
-        let ends = self.ends_on_chain(run.id, &found).await?;
-        let Resumption::Adopt(base) = resume_from(&ends, stepped_back) else {
+        let chain = self.chain(run.id, &found).await?;
+        let seq = chain.get(&inside.ending.end).copied();
+        let known = self.state.as_ref().filter(|state| state.id == id);
+        let of_run = known.filter(|state| (state.run, state.token) == (run.id, run.token));
+        let base = of_run.map(|state| state.base);
+        let Some(base) = base_if_ours((last.last, seq), base, stepped_back) else {
             return Ok(None);
         };
         let recent = history::last_segments(&*self.store, listing, ENDS_TRIED).await?;
@@ -232,7 +235,6 @@ impl Task {
             tracing::warn!("generation {id} is ours, and something is missing near its end");
             return Ok(None);
         }
-        let known = self.state.as_ref().filter(|state| state.id == id);
         Ok(Some(GenerationState {
             id,
             run: run.id,
@@ -265,31 +267,29 @@ impl Task {
         Ok(())
     }
 
-    /// Where another writer went on from what we had, in the same generation or in others: the last
-    /// end of a segment on our chain, and its time.
-    async fn shared_with(&self, catalog: &Catalog) -> Result<Option<(Parent, Timestamp)>> {
+    /// The last end of a segment on our chain. There another writer went on from what we had, in
+    /// the same generation or in others; or we did ourselves, and our state is an old one.
+    pub(super) async fn shared_with(&self, catalog: &Catalog) -> Result<Option<Place>> {
         let Some(run) = self.newest_run() else {
             return Ok(None);
         };
         for (generation, found) in history::last_of_all(&*self.store, catalog, ENDS_TRIED).await? {
-            let ends = self.ends_on_chain(run.id, &found).await?;
-            if let Resumption::NewGeneration(Some(txid)) = resume_from(&ends, true) {
-                let shared = found.iter().find(|segment| segment.last == txid);
-                let inside = shared.and_then(|segment| segment.inside.as_ref());
-                return Ok(inside.map(|inside| (Parent { generation, txid }, inside.ending.time)));
+            let chain = self.chain(run.id, &found).await?;
+            for segment in &found {
+                if let Some(inside) = &segment.inside
+                    && let Some(&seq) = chain.get(&inside.ending.end)
+                {
+                    let txid = segment.last;
+                    return Ok(Some(Place {
+                        parent: Parent { generation, txid },
+                        time: inside.ending.time,
+                        run: (run.id, run.token),
+                        seq,
+                    }));
+                }
             }
         }
         Ok(None)
-    }
-
-    async fn ends_on_chain(&self, run: u64, found: &[Found]) -> Result<Vec<(Txid, Option<u64>)>> {
-        let chain = self.chain(run, found).await?;
-        let seq = |segment: &Found| {
-            let inside = segment.inside.as_ref()?;
-            chain.get(&inside.ending.end).copied()
-        };
-        let ends = found.iter().map(|segment| (segment.last, seq(segment)));
-        Ok(ends.collect())
     }
 
     fn newest_run(&self) -> Option<RunInfo> {

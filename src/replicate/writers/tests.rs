@@ -199,52 +199,77 @@ fn a_segment_under_another_name_than_its_own_is_not_read() {
     assert!(!merged.is_named(2, txid(11), Some(txid(20))));
 }
 
-/// The segments' ends, the newest first: txid, and whether our chain has it.
+/// A generation that ends with txid 20, which has this number in the spool.
 #[track_caller]
-fn check_resumption(ends: &str, clock_stepped_back: bool, expect: Resumption) {
-    let ends: Vec<(Txid, Option<u64>)> = ends
-        .split_whitespace()
-        .map(|text| {
-            let (text, is_ours) = match text.strip_suffix('!') {
-                Some(text) => (text, false),
-                None => (text, true),
-            };
-            let last: u64 = text.parse().unwrap();
-            (txid(last), is_ours.then_some(BASE + last - 1))
-        })
-        .collect();
-    assert_eq!(resume_from(&ends, clock_stepped_back), expect);
+fn check_base(seq: Option<u64>, known: Option<u64>, stepped_back: bool, expect: Option<u64>) {
+    assert_eq!(base_if_ours((txid(20), seq), known, stepped_back), expect);
 }
 
 #[test]
 fn a_generation_whose_end_lies_on_our_chain_goes_on_without_a_state() {
-    check_resumption("20", false, Resumption::Adopt(BASE));
-    check_resumption("20 15 3!", false, Resumption::Adopt(BASE));
+    check_base(Some(BASE + 19), None, false, Some(BASE));
+    check_base(None, None, false, None);
 }
 
 #[test]
-fn a_generation_that_another_writer_went_on_in_is_shared_up_to_where_we_were() {
-    let shared = |last| Resumption::NewGeneration(Some(txid(last)));
-    check_resumption("20! 15! 12 3!", false, shared(12));
-}
-
-#[test]
-fn a_generation_that_is_not_proved_to_be_ours_is_the_parent_of_a_new_one() {
-    check_resumption("20! 15!", false, Resumption::NewGeneration(None));
-    check_resumption("", false, Resumption::NewGeneration(None));
+fn an_end_with_another_number_of_commits_before_it_than_our_state_counts_is_not_ours() {
+    check_base(Some(BASE + 19), Some(BASE), false, Some(BASE));
+    check_base(Some(BASE + 18), Some(BASE), false, None);
+    check_base(Some(BASE + 20), Some(BASE), false, None);
 }
 
 #[test]
 fn a_generation_whose_times_lie_far_ahead_of_the_clock_ends() {
-    let shared = Resumption::NewGeneration(Some(txid(20)));
-    check_resumption("20", true, shared);
+    check_base(Some(BASE + 19), None, true, None);
 }
 
 #[test]
 fn a_spool_that_counts_fewer_commits_than_the_generation_cannot_follow_it() {
-    let ends = [(txid(20), Some(18))];
-    let expect = Resumption::NewGeneration(Some(txid(20)));
-    assert_eq!(resume_from(&ends, false), expect);
+    check_base(Some(18), None, false, None);
+    check_base(Some(19), None, false, Some(0));
+}
+
+/// A commit as generation, txid, run and number in the spool.
+fn place((ordinal, last, run, seq): (u32, u64, u64, u64)) -> Place {
+    Place {
+        parent: Parent {
+            generation: generation(ordinal),
+            txid: txid(last),
+        },
+        time: minutes(0),
+        run: (run, 9),
+        seq,
+    }
+}
+
+/// Whether the next generation goes on from what the spool shows, not from what the state knows.
+#[track_caller]
+fn check_parent(known: (u32, u64, u64, u64), shown: (u32, u64, u64, u64), is_shown: bool) {
+    let (known, shown) = (place(known), place(shown));
+    let expect = if is_shown { shown } else { known };
+    assert_eq!(goes_on_from(Some(known), Some(shown)), Some(expect));
+}
+
+#[test]
+fn a_generation_goes_on_from_the_last_commit_of_its_past_that_is_stored() {
+    assert_eq!(goes_on_from(None, None), None);
+    let one = Some(place((1, 5, 1, 14)));
+    assert_eq!(goes_on_from(one, None), one);
+    assert_eq!(goes_on_from(None, one), one);
+    // The state is of yesterday.
+    check_parent((1, 5, 1, 14), (1, 20, 2, 15), true);
+    check_parent((1, 5, 1, 14), (3, 2, 2, 15), true);
+    // Of what was stored before it.
+    check_parent((1, 5, 1, 14), (1, 4, 1, 13), false);
+    check_parent((1, 5, 1, 14), (1, 5, 2, 15), false);
+    check_parent((2, 1, 1, 14), (1, 14, 2, 15), false);
+}
+
+#[test]
+fn where_a_clone_committed_the_same_the_spool_says_what_is_later() {
+    check_parent((1, 7, 1, 16), (2, 2, 1, 15), false);
+    check_parent((1, 7, 1, 16), (2, 3, 1, 16), false);
+    check_parent((1, 7, 1, 16), (2, 4, 1, 17), true);
 }
 
 fn minutes(minutes: i64) -> Timestamp {
