@@ -12,7 +12,7 @@ pub mod unique;
 use crate::config::file::expand::Lookup;
 use crate::config::file::place::{keys, place};
 use crate::config::file::table::{DB, LOG, REPLICA, RETENTION, Source, TOP, Table};
-use crate::config::location::{Credentials, real_path};
+use crate::config::location::{Credentials, Location, real_path, without_secrets};
 use crate::config::settings::{
     DatabaseSettings, LogFormat, LogSettings, LogTarget, ReplicaSettings, Retention, Settings,
 };
@@ -31,6 +31,10 @@ pub const WAL_SIZE: u64 = 4 << 20;
 pub const MONITOR_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the first commit that is not sent waits for company, unless told otherwise.
 pub const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// How often what is kept is looked through, unless told otherwise.
+pub const RETENTION_CHECK_INTERVAL: Duration = HOUR;
+/// How often a snapshot is taken when there are changes, unless told otherwise.
+pub const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Reads a config file.
 ///
@@ -232,8 +236,12 @@ fn replica(
         location,
         sync_interval: table.duration("sync-interval")?.unwrap_or(SYNC_INTERVAL),
         retention: retention(table)?,
-        retention_check_interval: table.period("retention-check-interval")?.unwrap_or(HOUR),
-        snapshot_interval: table.period("snapshot-interval")?.unwrap_or(24 * HOUR),
+        retention_check_interval: table
+            .period("retention-check-interval")?
+            .unwrap_or(RETENTION_CHECK_INTERVAL),
+        snapshot_interval: table
+            .period("snapshot-interval")?
+            .unwrap_or(SNAPSHOT_INTERVAL),
         validation_interval: table.period("validation-interval")?,
     })
 }
@@ -241,11 +249,20 @@ fn replica(
 /// How messages and `--replica` name the replica at a place that has no name of its own: as the
 /// user writes it, but for slashes at the end and what follows a URL's `?`.
 pub fn replica_name(place: &str) -> String {
-    let place = crate::config::location::without_secrets(place);
+    let place = match place.contains("://") {
+        true if Location::parse(place).is_err() => without_secrets(place),
+        true => place.split('?').next().unwrap_or_default().to_owned(),
+        false => place.to_owned(),
+    };
     match place.trim_end_matches('/') {
         "" => place,
         name => name.to_owned(),
     }
+}
+
+/// Whether a replica is meant: by its very name, or as a place is written.
+pub fn is_named(name: &str, asked: &str) -> bool {
+    name == asked || name == replica_name(asked)
 }
 
 fn retention(table: &Table<'_>) -> Result<Option<Retention>> {

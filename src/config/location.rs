@@ -125,17 +125,20 @@ pub fn real_path(path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// A place as the user wrote it, without a query and without what stands before an `@`, either of
-/// which may be a secret in the wrong place.
+/// A place as the user wrote it, for a message: without a query and without what stands before the
+/// last `@`, either of which may be a secret in the wrong place. Half of all secrets of AWS hold a
+/// `/`, so that nothing but the `@` says where one ends.
 pub fn without_secrets(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return text.to_owned();
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) if !scheme.contains('@') => (format!("{scheme}://"), rest),
+        _ => (String::new(), text),
     };
-    let rest = rest.split('?').next().unwrap_or_default();
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    match host.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://***@{host}{path}"),
-        None => format!("{scheme}://{host}{path}"),
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    match place.rsplit_once('@') {
+        // Of the secret, or of the query: nobody can tell.
+        _ if query.contains('@') => format!("{scheme}***"),
+        Some((_, behind)) => format!("{scheme}***@{behind}"),
+        None => format!("{scheme}{place}"),
     }
 }
 
@@ -146,7 +149,8 @@ fn parse_url(rest: &str) -> Result<S3Location> {
         None => (rest, ""),
     };
     let (bucket, path) = place.split_once('/').unwrap_or((place, ""));
-    if bucket.contains('@') {
+    // A secret may hold a `/` or a `?`: then what stands before the first one is no bucket's name.
+    if rest.contains('@') && check_bucket(bucket).is_err() {
         return Err(Error::invalid(format!(
             "a URL holds no credentials; {CREDENTIALS_BELONG}"
         )));
@@ -154,7 +158,7 @@ fn parse_url(rest: &str) -> Result<S3Location> {
     check_bucket(bucket)?;
     let mut location = S3Location {
         bucket: bucket.to_owned(),
-        prefix: parse_prefix(&decode(path)?)?,
+        prefix: parse_prefix(&decode("the prefix", path)?)?,
         region: None,
         endpoint: None,
         force_path_style: None,
@@ -169,7 +173,7 @@ fn parse_url(rest: &str) -> Result<S3Location> {
             return Err(Error::invalid(format!("{key} is given twice")));
         }
         given.push(key);
-        let value = decode(value)?;
+        let value = decode(key, value)?;
         match key {
             "endpoint" => location.endpoint = Some(parse_endpoint(&value)?),
             "region" => location.region = Some(parse_region(&value)?),
@@ -252,6 +256,11 @@ pub fn parse_prefix(text: &str) -> Result<String> {
 /// `Invalid`, which does not show what may be a password.
 pub fn parse_endpoint(text: &str) -> Result<String> {
     let wrong = |why: &str| Error::invalid(format!("{}: {why}", without_secrets(text)));
+    if text.contains('@') {
+        return Err(wrong(&format!(
+            "an endpoint holds no credentials; {CREDENTIALS_BELONG}"
+        )));
+    }
     let rest = ["http://", "https://"]
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme));
@@ -259,9 +268,6 @@ pub fn parse_endpoint(text: &str) -> Result<String> {
         return Err(wrong("no endpoint: say http://host:port or https://host"));
     };
     let host = rest.split('/').next().unwrap_or_default();
-    if host.contains('@') {
-        return Err(wrong("an endpoint holds no credentials"));
-    }
     let is_plain = |c: char| c.is_ascii_graphic() && !"?#%\\\"<>".contains(c);
     if host.is_empty() || host.starts_with(':') || !rest.chars().all(is_plain) {
         return Err(wrong("no endpoint: say http://host:port or https://host"));
@@ -293,11 +299,11 @@ fn parse_bool(key: &str, text: &str) -> Result<bool> {
     }
 }
 
-/// Undoes percent-encoding.
-fn decode(text: &str) -> Result<String> {
+/// Undoes percent-encoding. The error shows no value, which may be a secret.
+fn decode(what: &str, text: &str) -> Result<String> {
     let wrong = || {
         Error::invalid(format!(
-            "{text:?} is not percent-encoded; write %25 for a percent sign"
+            "{what} is not percent-encoded; write %25 for a percent sign"
         ))
     };
     let mut bytes = Vec::new();
@@ -421,7 +427,7 @@ mod tests {
             ),
             (
                 "s3://bucket/50%",
-                "s3://bucket/50%: \"50%\" is not percent-encoded; write %25 for a percent sign",
+                "s3://bucket/50%: the prefix is not percent-encoded; write %25 for a percent sign",
             ),
             (
                 "s3://bucket?regoin=x",
@@ -475,7 +481,7 @@ mod tests {
             assert!(parse_prefix(prefix).is_err(), "{prefix}");
         }
         for prefix in ["%", "%4", "%zz", "%+1", "%ff", "%\u{e4}"] {
-            assert!(decode(prefix).is_err(), "{prefix}");
+            assert!(decode("it", prefix).is_err(), "{prefix}");
         }
         for endpoint in [
             "",
@@ -498,16 +504,35 @@ mod tests {
             "s3://bucket/a?password=hunter2",
             "s3://bucket/a?endpoint=http://me:hunter2@host",
             "gs://me:hunter2@bucket/a?secret=hunter2",
+            "s3://AKIA:hun/ter2@bucket/app",
+            "s3://AKIA:hun?ter2@bucket/app",
+            "s3://bucket/app?endpoint=http://AKIA:hun/ter2@host",
+            "s3://bucket/app?endpoint=http://me:hunter2%@host",
+            "s3:/AKIA:hunter2@bucket",
+            "gs://AKIA:hun/ter2@bucket/app",
         ] {
             let said = Location::parse(text).unwrap_err().to_string();
-            assert!(!said.contains("hunter2"), "{said}");
+            assert!(!said.contains("hun") && !said.contains("ter2"), "{said}");
         }
+        let belong = "set access-key-id and secret-access-key in the config file, or \
+                      AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment";
+        let said = Location::parse("s3://AKIA:hun/ter2@bucket/app").unwrap_err();
+        assert_eq!(
+            said.to_string(),
+            format!("s3://***@bucket/app: a URL holds no credentials; {belong}")
+        );
+        let said = parse_endpoint("http://AKIA:hun/ter2@host").unwrap_err();
+        assert_eq!(
+            said.to_string(),
+            format!("http://***@host: an endpoint holds no credentials; {belong}")
+        );
         let said = Location::parse("s3://bucket?access-key-id=A").unwrap_err();
         assert_eq!(
             said.to_string(),
-            "s3://bucket: a URL holds no access-key-id; set access-key-id and secret-access-key \
-             in the config file, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+            format!("s3://bucket: a URL holds no access-key-id; {belong}")
         );
+        // Elsewhere in a prefix it is a letter like any other.
+        assert_eq!(s3("s3://bucket/app@host/a").prefix, "app@host/a");
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn from_url(
         }
     }
     fill(table, &mut location, credentials)?;
-    Ok((Location::S3(location), without_secrets(&url.value)))
+    Ok((Location::S3(location), url.value))
 }
 
 fn in_bucket(
