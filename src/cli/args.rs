@@ -218,3 +218,20 @@ pub(crate) struct Databases {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlrepl::config::file::{MONITOR_INTERVAL, SYNC_INTERVAL, WAL_SIZE};
+
+    #[test]
+    fn the_command_line_and_the_config_file_have_the_same_defaults() {
+        let parsed = Cli::parse_from(["sqlrepl", "replicate", "app.db", "backup"]);
+        let Command::Replicate(Replicate { options, .. }) = parsed.command else {
+            panic!("{parsed:?}");
+        };
+        assert_eq!(options.sync_interval, SYNC_INTERVAL);
+        assert_eq!(options.monitor_interval, MONITOR_INTERVAL);
+        assert_eq!(options.wal_size, WAL_SIZE);
+    }
+}

@@ -3,7 +3,7 @@
 use crate::cli::args::{Replicate, ReplicateOptions};
 use crate::cli::config::Config;
 use crate::cli::{environment, stop_signal};
-use sqlrepl::config::file::replica_name;
+use sqlrepl::config::file::{RETENTION_CHECK_INTERVAL, SNAPSHOT_INTERVAL, replica_name, unique};
 use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings};
 use sqlrepl::config::{CaptureSettings, default_meta_path};
 use sqlrepl::daemon::{self, Replicated};
@@ -18,6 +18,7 @@ pub(crate) async fn run(args: Replicate, config: &Config) -> Result<()> {
         Some(path) => {
             let replicas = places(&args.replicas, args.options.sync_interval, config)?;
             let database = database(path, replicas, &args.options)?;
+            unique::check(std::slice::from_ref(&database))?;
             (vec![database], args.options.max_spool_size)
         }
         None => {
@@ -45,23 +46,18 @@ fn places(
     sync_interval: Duration,
     config: &Config,
 ) -> Result<Vec<ReplicaSettings>> {
-    let mut replicas: Vec<ReplicaSettings> = Vec::new();
-    for place in places {
-        let location = config.location(place)?;
-        if replicas.iter().any(|other| other.location == location) {
-            return Err(Error::invalid(format!("{place} is given twice")));
-        }
-        replicas.push(ReplicaSettings {
+    let replica = |place: &String| {
+        Ok(ReplicaSettings {
             name: replica_name(place),
-            location,
+            location: config.location(place)?,
             sync_interval,
             retention: None,
-            retention_check_interval: Duration::from_secs(60 * 60),
-            snapshot_interval: Duration::from_secs(24 * 60 * 60),
+            retention_check_interval: RETENTION_CHECK_INTERVAL,
+            snapshot_interval: SNAPSHOT_INTERVAL,
             validation_interval: None,
-        });
-    }
-    Ok(replicas)
+        })
+    };
+    places.iter().map(replica).collect()
 }
 
 /// The database of the command line.

@@ -5,15 +5,13 @@ use crate::cli::config::Config;
 use crate::cli::replicate::full_path;
 use crate::cli::target::named;
 use sqlrepl::config::default_meta_path;
-use sqlrepl::config::file::replica_name;
 use sqlrepl::daemon::control;
 use sqlrepl::error::Result;
 use std::path::PathBuf;
 
 pub(crate) async fn run(args: Sync, config: &Config) -> Result<()> {
     let meta_path = meta_path(&args, config)?;
-    let replica = args.replica.map(|place| replica_name(&place));
-    control::sync(&meta_path, replica, args.timeout).await
+    control::sync(&meta_path, args.replica, args.timeout).await
 }
 
 /// Where the daemon of the database keeps its spool.

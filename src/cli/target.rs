@@ -3,7 +3,7 @@
 
 use crate::cli::CACHE_BYTES;
 use crate::cli::config::Config;
-use sqlrepl::config::file::replica_name;
+use sqlrepl::config::file::{is_named, replica_name};
 use sqlrepl::config::location::{Location, real_path};
 use sqlrepl::config::settings::{DatabaseSettings, Settings};
 use sqlrepl::error::{Error, ErrorKind, Result};
@@ -91,19 +91,15 @@ impl<'a> Target<'a> {
             (true, Some(replica)) => {
                 let names = database.replicas.iter().map(|replica| &*replica.name);
                 Err(Error::invalid(format!(
-                    "database {} has no replica {replica}; it has {}",
+                    "database {} has no replica {}; it has {}",
                     database.name,
+                    replica_name(replica),
                     names.collect::<Vec<_>>().join(", ")
                 )))
             }
             _ => Ok(found),
         }
     }
-}
-
-/// A replica is named exactly, or as a place is written.
-fn is_named(name: &str, asked: &str) -> bool {
-    name == asked || name == replica_name(asked)
 }
 
 /// The database of this name, else the one at this path.

@@ -1,6 +1,7 @@
 //! One database that is being replicated: start, release of the spool, `sync`, stop.
 
 use crate::config::Environment;
+use crate::config::file::{is_named, replica_name};
 use crate::config::settings::{DatabaseSettings, ReplicaSettings};
 use crate::daemon::fleet::Fleet;
 use crate::daemon::replica::{ENDED, Replica, folder_of};
@@ -175,13 +176,14 @@ impl Database {
     /// within `timeout`; what keeps the capture from working.
     pub(super) async fn sync(&self, replica: Option<&str>, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
-        let named = |name: &str| replica.is_none_or(|replica| replica == name);
+        let named = |name: &str| replica.is_none_or(|replica| is_named(name, replica));
         let mut names = self.settings.replicas.iter().map(|replica| &*replica.name);
         if let (false, Some(replica)) = (names.clone().any(named), replica) {
             let has: Vec<&str> = names.by_ref().collect();
             return Err(Error::invalid(format!(
-                "{} has no replica {replica}; it has {}",
+                "{} has no replica {}; it has {}",
                 self.path().display(),
+                replica_name(replica),
                 has.join(", ")
             )));
         }

@@ -328,6 +328,8 @@ fn sync_and_databases_ask_the_daemon_of_a_database_by_its_name() {
     let mut daemon = replicate(&world, "backup/one --meta-path spool1");
     ours("sync app").ok();
     ours("sync app.db").ok();
+    ours("sync app --replica s3://AKIA:hun/ter2@bucket")
+        .fails(1, "has no replica s3://***@bucket; it has backup/one");
     let listed: Value = serde_json::from_str(&ours("databases --json").ok()).unwrap();
     let (one, two) = (&listed[0], &listed[1]);
     assert_eq!(one["database"], "app");

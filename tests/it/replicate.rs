@@ -484,11 +484,26 @@ fn a_lost_spool_is_made_up_for_by_any_replica_that_knows_the_database() {
 }
 
 #[test]
-fn one_directory_in_two_spellings_is_refused() {
+fn two_replicas_in_one_place_or_one_within_the_other_are_refused() {
     let world = World::new();
     world.sample();
-    let mut daemon = world.replicate("app.db replicas/app ./replicas/app/");
-    assert_eq!(daemon.wait_exit(), 2);
-    let said = daemon.stderr();
-    assert!(said.contains("given twice"), "{said}");
+    for (places, sentence) in [
+        (
+            "replicas/app ./replicas/app/",
+            "lies in the place of replica",
+        ),
+        ("replicas/app replicas/app/more", "lies around replica"),
+        (
+            "s3://bucket/app?endpoint=http://127.0.0.1:1 \
+             s3://bucket/app?endpoint=http://127.0.0.1:1&region=eu-west-1",
+            "replica \"s3://bucket/app\" of database app lies in the place of replica",
+        ),
+    ] {
+        let mut daemon = world.replicate(&format!("app.db {places}"));
+        assert_eq!(daemon.wait_exit(), 2, "{places}");
+        let said = daemon.stderr();
+        assert!(said.contains(sentence), "{said}");
+        assert!(!world.path("replicas/app").exists());
+        assert!(!world.path(".app.db-sqlrepl").exists());
+    }
 }

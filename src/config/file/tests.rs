@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::location::Location;
+use crate::config::parse_duration;
 use crate::config::print::{as_json, as_toml};
-use crate::config::{parse_duration, parse_size};
 
 fn environment(name: &str) -> Option<String> {
     match name {
@@ -419,12 +419,6 @@ fn a_place_that_contradicts_itself_is_refused() {
             "4: url is none such as s3://bucket/prefix; give a directory as path",
         ),
         (
-            "url = \"s3://me:hunter2@bucket\"",
-            "4: url: s3://***@bucket: a URL holds no credentials; set access-key-id and \
-             secret-access-key in the config file, or AWS_ACCESS_KEY_ID and \
-             AWS_SECRET_ACCESS_KEY in the environment",
-        ),
-        (
             "url = \"s3://bucket?region=a\"\nregion = \"b\"",
             "5: region is given here and in the url; give it once",
         ),
@@ -440,6 +434,32 @@ fn a_place_that_contradicts_itself_is_refused() {
         (
             "bucket = \"bucket\"\naccess-key-id = \"a\"",
             "5: access-key-id without secret-access-key; give both or neither",
+        ),
+    ] {
+        refused(&database("/a", replica), &format!("/etc/s.toml:{sentence}"));
+    }
+}
+
+#[test]
+fn a_place_with_credentials_in_it_is_refused_without_showing_them() {
+    for (replica, sentence) in [
+        (
+            "url = \"s3://me:hunter2@bucket\"",
+            "4: url: s3://***@bucket: a URL holds no credentials; set access-key-id and \
+             secret-access-key in the config file, or AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY in the environment",
+        ),
+        (
+            "url = \"s3://AKIA:hun/ter2@bucket/a\"",
+            "4: url: s3://***@bucket/a: a URL holds no credentials; set access-key-id and \
+             secret-access-key in the config file, or AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY in the environment",
+        ),
+        (
+            "bucket = \"bucket\"\nendpoint = \"http://AKIA:hun/ter2@host\"",
+            "5: endpoint: http://***@host: an endpoint holds no credentials; set access-key-id \
+             and secret-access-key in the config file, or AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY in the environment",
         ),
     ] {
         refused(&database("/a", replica), &format!("/etc/s.toml:{sentence}"));
@@ -468,7 +488,8 @@ fn two_databases_never_share_a_file_a_name_or_a_spool() {
             "/a.db",
             "path = \"/x\"\n[[db.replica]]\nname = \"/x\"\npath = \"/y\"",
         ),
-        "/etc/s.toml: database a has two replicas with the name \"/x\"; give one of them another",
+        "/etc/s.toml: database a has two replicas with the name \"/x\"; give one of them another \
+         in the config file",
     );
 }
 
@@ -501,6 +522,13 @@ fn no_replica_lies_where_another_one_does_or_within() {
             "lies around",
             ["s3://bucket", "s3://bucket/x"],
             "s3://bucket and s3://bucket/x",
+        ),
+        (
+            "s3://bucket/x?endpoint=http://a",
+            "s3://bucket/x/?endpoint=http://a&region=b",
+            "lies in the place of",
+            ["s3://bucket/x", "s3://bucket/x"],
+            "s3://bucket/x and s3://bucket/x",
         ),
     ] {
         let [name, other_name] = names;
@@ -548,16 +576,13 @@ fn a_replica_is_called_what_the_user_calls_it() {
         ("./r//", "./r"),
         ("/", "/"),
         ("s3://bucket/a/?region=x", "s3://bucket/a"),
+        ("s3://bucket/a@host", "s3://bucket/a@host"),
+        ("/backup/a@host?", "/backup/a@host?"),
+        // What is no place may hold a secret.
+        ("s3://AKIA:hun/ter2@bucket/a", "s3://***@bucket/a"),
     ] {
         assert_eq!(replica_name(place), name);
     }
-}
-
-#[test]
-fn sizes_and_durations_are_those_of_the_command_line() {
-    assert_eq!(parse_size("4MiB").unwrap(), WAL_SIZE);
-    assert_eq!(parse_duration("1s").unwrap(), MONITOR_INTERVAL);
-    assert_eq!(parse_duration("1s").unwrap(), SYNC_INTERVAL);
 }
 
 #[test]

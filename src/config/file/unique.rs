@@ -26,12 +26,6 @@ pub fn check(databases: &[DatabaseSettings]) -> Result<()> {
         .collect();
     for (n, (database, replica)) in replicas.iter().enumerate() {
         for (other_database, other) in &replicas[..n] {
-            if database.name == other_database.name && replica.name == other.name {
-                return Err(Error::invalid(format!(
-                    "database {} has two replicas with the name {:?}; give one of them another",
-                    database.name, replica.name
-                )));
-            }
             let shared = |how: &str| {
                 Err(Error::invalid(format!(
                     "replica {:?} of database {} {how} replica {:?} of database {}: {} and {}; \
@@ -52,6 +46,13 @@ pub fn check(databases: &[DatabaseSettings]) -> Result<()> {
                 (true, false) => return shared("lies around"),
                 (false, true) => return shared("lies within"),
                 (false, false) => {}
+            }
+            if database.name == other_database.name && replica.name == other.name {
+                return Err(Error::invalid(format!(
+                    "database {} has two replicas with the name {:?}; give one of them another in \
+                     the config file",
+                    database.name, replica.name
+                )));
             }
         }
     }
