@@ -4,6 +4,7 @@ use crate::cli::args::{Replicate, ReplicateOptions};
 use crate::cli::config::Config;
 use crate::cli::{environment, stop_signal};
 use sqlrepl::config::file::{RETENTION_CHECK_INTERVAL, SNAPSHOT_INTERVAL, replica_name, unique};
+use sqlrepl::config::location::asked_in_time;
 use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings};
 use sqlrepl::config::{CaptureSettings, default_meta_path};
 use sqlrepl::daemon::{self, Replicated};
@@ -82,8 +83,16 @@ fn database(
     })
 }
 
-/// The absolute path of a database that may not be there yet. Its directory must be.
+/// The absolute path of a database that may not be there yet. Its directory must be, as far as its
+/// file system answers.
 pub(crate) fn full_path(database: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(database)
+        .map_err(|e| Error::invalid(format!("{}: no path", database.display())).because(e))?;
+    let asked = database.to_owned();
+    asked_in_time(&absolute, move || find(&asked)).unwrap_or(Ok(absolute))
+}
+
+fn find(database: &Path) -> Result<PathBuf> {
     let wrong = |why: &str| Error::invalid(format!("{}: {why}", database.display()));
     let name = database
         .file_name()

@@ -12,7 +12,7 @@ pub mod unique;
 use crate::config::file::expand::Lookup;
 use crate::config::file::place::{keys, place};
 use crate::config::file::table::{DB, LOG, REPLICA, RETENTION, Source, TOP, Table};
-use crate::config::location::{Credentials, Location, real_path, without_secrets};
+use crate::config::location::{Credentials, Location, asked_in_time, real_path, without_secrets};
 use crate::config::settings::{
     DatabaseSettings, LogFormat, LogSettings, LogTarget, ReplicaSettings, Retention, Settings,
 };
@@ -192,7 +192,8 @@ fn database_path(text: &str, base: &Path) -> Result<PathBuf> {
         return wrong("not the path of a database file");
     }
     let path = real_path(&base.join(text))?;
-    if path.is_dir() {
+    let asked = path.clone();
+    if asked_in_time(&path, move || asked.is_dir()).unwrap_or(false) {
         return wrong("a directory, expected a database file");
     }
     Ok(path)

@@ -4,6 +4,12 @@ use crate::config::nearest::nearest;
 use crate::error::{Error, Result};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, mpsc};
+use std::thread::Builder;
+use std::time::Duration;
+
+/// How long a file system may take to say what a path leads to.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// What may stand behind the `?` of a URL.
 pub const URL_KEYS: [&str; 4] = ["endpoint", "region", "force-path-style", "checksums"];
@@ -105,24 +111,55 @@ impl Location {
 }
 
 /// The one path of a file or directory, however it is written, so that it is one place: absolute,
-/// with the links resolved in as much of it as exists.
+/// with the links resolved in as much of it as exists. Taken as it is written where the file system
+/// does not answer.
 ///
 /// # Errors
 /// `Invalid` for what is no path.
 pub fn real_path(path: &Path) -> Result<PathBuf> {
     let unusable = |e| Error::invalid(format!("{}: no path", path.display())).because(e);
     let absolute = std::path::absolute(path).map_err(unusable)?;
+    let asked = absolute.clone();
+    let resolved = asked_in_time(&absolute, move || resolve(&asked));
+    Ok(resolved.unwrap_or_else(|| absolute.components().collect()))
+}
+
+fn resolve(absolute: &Path) -> PathBuf {
     let existing = absolute
         .ancestors()
         .find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
-    Ok(match existing {
+    match existing {
         Some((ancestor, real)) => {
             let rest = absolute.strip_prefix(ancestor).expect("it is an ancestor");
             // Collected anew: to join nothing ends a path in a slash.
             real.join(rest).components().collect()
         }
         None => absolute.components().collect(),
-    })
+    }
+}
+
+/// What `ask` finds out about an absolute path, unless its file system does not answer: one that is
+/// dead, a network mount say, must not hold up what lies elsewhere. Asks nothing more where it once
+/// got no answer.
+pub fn asked_in_time<T: Send + 'static>(
+    path: &Path,
+    ask: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    static SILENT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    let silent = || SILENT.lock().expect("nobody panics with this lock held");
+    if silent().iter().any(|folder| path.starts_with(folder)) {
+        return None;
+    }
+    let (sender, answer) = mpsc::sync_channel(1);
+    let asking = Builder::new().spawn(move || {
+        // Whoever asked may have gone on without.
+        sender.send(ask()).ok();
+    });
+    let answered = asking.ok().and_then(|_| answer.recv_timeout(ANSWER).ok());
+    if answered.is_none() {
+        silent().push(path.parent().unwrap_or(path).to_owned());
+    }
+    answered
 }
 
 /// A place as the user wrote it, for a message: without a query and without what stands before the

@@ -3,16 +3,18 @@
 use crate::daemon::fleet::Fleet;
 use crate::daemon::status::DatabaseStatus;
 use crate::error::{Error, Result};
+use crate::replicate::blocking;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tracing::Instrument;
 
 const SOCKET: &str = "control.sock";
@@ -20,7 +22,7 @@ const SOCKET: &str = "control.sock";
 /// Wait after a request that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A daemon that works answers how it is within this.
+/// A file system that works, and a daemon, answer within this.
 const STATUS: Duration = Duration::from_secs(5);
 
 const LOST: &str = "replicate ended before it answered";
@@ -74,26 +76,42 @@ impl Drop for Served {
     }
 }
 
-/// Serves requests for the database at this place of the fleet. The caller holds the spool's lock,
-/// so a socket that is there is a dead process's.
+/// Opens the socket of a database. The caller holds the spool's lock, so a socket that is there is
+/// a dead process's. Blocking.
 ///
 /// # Errors
 /// `Disk`.
-pub(super) fn serve(meta_path: &Path, fleet: Weak<Fleet>, at: usize) -> Result<Served> {
-    let bind = || -> std::io::Result<UnixListener> {
+pub(super) fn listen(meta_path: &Path) -> Result<std::os::unix::net::UnixListener> {
+    let bind = || -> std::io::Result<_> {
         let path = meta_path.join(SOCKET);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let listener = UnixListener::bind(Address::of(meta_path)?.path)?;
+        let listener = std::os::unix::net::UnixListener::bind(Address::of(meta_path)?.path)?;
+        listener.set_nonblocking(true)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         Ok(listener)
     };
-    let listener =
-        bind().map_err(|e| Error::disk(format!("open {}/{SOCKET}", meta_path.display()), e))?;
-    let accepting = accept(listener, fleet, at);
+    bind().map_err(|e| failed(meta_path, e))
+}
+
+/// Serves requests for the database at this place of the fleet.
+///
+/// # Errors
+/// `Disk`.
+pub(super) fn serve(
+    listener: std::os::unix::net::UnixListener,
+    fleet: &Arc<Fleet>,
+    at: usize,
+) -> Result<Served> {
+    let listener = UnixListener::from_std(listener).map_err(|e| failed(fleet.meta_path(at), e))?;
+    let accepting = accept(listener, Arc::downgrade(fleet), at);
     Ok(Served(tokio::spawn(accepting.in_current_span())))
+}
+
+fn failed(meta_path: &Path, error: std::io::Error) -> Error {
+    Error::disk(format!("open {}/{SOCKET}", meta_path.display()), error)
 }
 
 async fn accept(listener: UnixListener, fleet: Weak<Fleet>, at: usize) {
@@ -180,7 +198,7 @@ pub async fn sync(meta_path: &Path, replica: Option<String>, timeout: Duration) 
 /// `Unavailable`: no daemon runs there, or it does not answer.
 pub async fn status(meta_path: &Path, all: bool) -> Result<Vec<DatabaseStatus>> {
     let request = Request::Status { all };
-    match tokio::time::timeout(STATUS, ask(meta_path, &request)).await {
+    match timeout(STATUS, ask(meta_path, &request)).await {
         Ok(answer) => match answer? {
             Response::Status(statuses) => Ok(statuses),
             other => Err(unexpected(other)),
@@ -207,7 +225,18 @@ async fn ask(meta_path: &Path, request: &Request) -> Result<Response> {
         ))
         .because(e)
     };
-    let address = Address::of(meta_path).map_err(absent)?;
+    let place = meta_path.to_owned();
+    let address = blocking(move || Ok(Address::of(&place)));
+    let address = match timeout(STATUS, address).await {
+        Ok(address) => address?.map_err(absent)?,
+        Err(_) => {
+            return Err(Error::unavailable(format!(
+                "{} did not answer within {} s",
+                meta_path.display(),
+                STATUS.as_secs()
+            )));
+        }
+    };
     let mut stream = UnixStream::connect(&address.path).await.map_err(absent)?;
     let mut line = serde_json::to_vec(request).expect("plain data has a JSON form");
     line.push(b'\n');

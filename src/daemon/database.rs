@@ -16,7 +16,7 @@ use crate::replicate::spool::Spool;
 use crate::replicate::upload::{Status, UploadSettings, Uploader};
 use crate::storage::Store;
 use futures_util::future::{join_all, select_all};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, SetOnce, watch};
@@ -27,6 +27,12 @@ const FLUSH: Duration = Duration::from_secs(10);
 
 /// How long it waits at least for what was captured by the stop itself.
 const FLUSH_REST: Duration = Duration::from_secs(3);
+
+/// How long it waits for a capture, which may take half of that to leave an empty WAL behind.
+const CAPTURE_STOP: Duration = Duration::from_secs(10);
+
+/// How long it waits for a local disk to take files away.
+const RELEASE_STOP: Duration = Duration::from_secs(2);
 
 /// How long a start waits for the replicas to say which database they hold.
 const ASK_REPLICAS: Duration = Duration::from_secs(3);
@@ -67,7 +73,7 @@ impl Database {
             let spool = Arc::new(Spool::open(&meta_path, budget)?);
             let known = meta_path.join("database-id");
             let identity = Identity::load(known, host, path.display().to_string(), &outside)?;
-            Ok((spool, identity))
+            Ok((spool, Arc::new(identity)))
         })
         .await?;
         if identity.database_id().is_none() || spool.position().is_none() {
@@ -79,7 +85,7 @@ impl Database {
             settings: settings.clone(),
             take_over: fleet.take_over,
             environment,
-            identity: Arc::new(identity),
+            identity,
             spool,
             capture: Arc::new(capture),
             replicas: SetOnce::new(),
@@ -104,7 +110,7 @@ impl Database {
         while replicas.iter().any(|replica| !replica.gave_up()) {
             await_change(&mut statuses).await;
             tokio::time::sleep(RELEASE_PAUSE).await;
-            self.release()?;
+            self.release().await?;
         }
         Ok(())
     }
@@ -118,7 +124,10 @@ impl Database {
         let mut replicas = Vec::new();
         for (store, settings) in stores.into_iter().zip(&self.settings.replicas) {
             let (name, location) = (settings.name.clone(), settings.location.to_string());
-            let started = store.and_then(|store| self.start_uploader(store, settings));
+            let started = match store {
+                Ok(store) => self.start_uploader(store, settings).await,
+                Err(e) => Err(e),
+            };
             let uploader = match started {
                 Ok(uploader) => uploader,
                 // The disk of the spool, which all replicas need.
@@ -145,7 +154,11 @@ impl Database {
         Ok(())
     }
 
-    fn start_uploader(&self, store: Arc<dyn Store>, replica: &ReplicaSettings) -> Result<Uploader> {
+    async fn start_uploader(
+        &self,
+        store: Arc<dyn Store>,
+        replica: &ReplicaSettings,
+    ) -> Result<Uploader> {
         let folders = self.settings.capture.meta_path.join("replicas");
         let settings = UploadSettings {
             name: replica.name.clone(),
@@ -153,14 +166,10 @@ impl Database {
             take_over: self.take_over,
             directory: folders.join(folder_of(&replica.location)),
         };
-        Uploader::start(
-            store,
-            self.capture.clone(),
-            self.spool.clone(),
-            self.identity.clone(),
-            settings,
-            self.environment.clone(),
-        )
+        let (capture, spool) = (self.capture.clone(), self.spool.clone());
+        let (identity, environment) = (self.identity.clone(), self.environment.clone());
+        blocking(move || Uploader::start(store, capture, spool, identity, settings, environment))
+            .await
     }
 
     /// None until the uploads have begun.
@@ -230,32 +239,56 @@ impl Database {
     }
 
     /// Lets the spool drop what every replica has, or, before it is full, what one of them has.
-    fn release(&self) -> Result<()> {
+    async fn release(&self) -> Result<()> {
         let replicas = self.replicas().iter();
         let needs: Vec<Option<u64>> = replicas
             .filter(|replica| !replica.gave_up())
             .map(|replica| replica.uploader.status.borrow().needs)
             .collect();
-        let is_tight = self.spool.bytes() > self.spool.room() / 2;
-        match may_go(&needs, is_tight) {
-            Some(seq) => self.spool.release(seq),
-            None => Ok(()),
-        }
+        let spool = self.spool.clone();
+        blocking(move || {
+            let is_tight = spool.bytes() > spool.room() / 2;
+            match may_go(&needs, is_tight) {
+                Some(seq) => spool.release(seq),
+                None => Ok(()),
+            }
+        })
+        .await
     }
 
     /// Sends what is pending and ends everything. Each step is taken whatever came of those before
-    /// it; the first failure is returned.
+    /// it, and none takes for ever; the first failure is returned.
     ///
     /// # Errors
-    /// `Disk`; what made replicas give up.
+    /// `Disk`; `Unavailable` if the capture is held up; what made replicas give up.
     pub(super) async fn stop(&self) -> Result<()> {
         let deadline = Instant::now() + FLUSH;
         self.flush().await;
-        let outcome = self.release();
-        let outcome = outcome.and(self.capture.stop().await);
+        let released = timeout(RELEASE_STOP, self.release()).await;
+        // What is not taken away is at the next start.
+        let outcome = released.unwrap_or(Ok(()));
+        let outcome = outcome.and(self.stop_capture().await);
         self.flush_rest(deadline.max(Instant::now() + FLUSH_REST))
             .await;
         outcome.and(self.stop_uploaders().await)
+    }
+
+    async fn stop_capture(&self) -> Result<()> {
+        let stopped = timeout(CAPTURE_STOP, self.capture.stop()).await;
+        stopped.unwrap_or_else(|_| {
+            Err(Error::unavailable(format!(
+                "the capture of {} did not end within {} s: its file system, or that of its \
+                 spool, does not answer",
+                self.path().display(),
+                CAPTURE_STOP.as_secs()
+            )))
+        })
+    }
+
+    /// Returns when the capture that was told to stop has closed its files.
+    pub(super) async fn closed(&self) {
+        // Once it is over, to ask is an error.
+        self.capture.stop().await.ok();
     }
 
     async fn flush(&self) {
@@ -296,8 +329,7 @@ impl Database {
         status.spool_bytes = Some(self.spool.bytes());
         let last = self.spool.position();
         status.last_commit = last.map(|position| position.time.to_string());
-        let wal = std::fs::metadata(wal_of(self.path()));
-        status.wal_bytes = wal.ok().map(|wal| wal.len());
+        status.wal_bytes = self.capture.wal_bytes();
         for replica in &mut status.replicas {
             replica.state = ReplicaState::Starting;
         }
@@ -347,11 +379,12 @@ fn may_go(needs: &[Option<u64>], is_tight: bool) -> Option<u64> {
 /// and where its capture begins. What cannot be asked shows once it is written to.
 async fn ask_replicas(
     settings: &DatabaseSettings,
-    identity: &Identity,
-    spool: &Spool,
+    identity: &Arc<Identity>,
+    spool: &Arc<Spool>,
     environment: &Environment,
 ) -> Result<()> {
-    let asking = Asking::open(&settings.capture.database)?;
+    let database = settings.capture.database.clone();
+    let asking = blocking(move || Asking::open(&database)).await?;
     let mut stores = Vec::new();
     for replica in &settings.replicas {
         if let Ok(store) = crate::storage::open(&replica.location).await {
@@ -361,12 +394,17 @@ async fn ask_replicas(
     let held = ask(&asking, &stores).await;
     // It keeps a capture away, our own too.
     drop(asking);
-    decide_database(identity, &held)?;
-    if spool.position().is_none() {
-        let held: Vec<Held> = held.into_iter().map(|(held, _)| held).collect();
-        seed::begin_at(spool, &held, environment)?;
-    }
-    Ok(())
+    let (identity, spool) = (identity.clone(), spool.clone());
+    let environment = environment.clone();
+    blocking(move || {
+        decide_database(&identity, &held)?;
+        if spool.position().is_none() {
+            let held: Vec<Held> = held.into_iter().map(|(held, _)| held).collect();
+            seed::begin_at(&spool, &held, &environment)?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// What the replicas hold that answer in time, and where they lie.
@@ -401,13 +439,6 @@ fn decide_database(identity: &Identity, held: &[(Held, String)]) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// SQLite's name for the WAL of a database.
-fn wal_of(database: &Path) -> PathBuf {
-    let mut path = database.as_os_str().to_os_string();
-    path.push("-wal");
-    path.into()
 }
 
 #[cfg(test)]

@@ -7,14 +7,21 @@ use crate::daemon::status::{DatabaseState, DatabaseStatus};
 use crate::daemon::{Replicated, control};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replicate::budget::Budget;
+use crate::replicate::{blocking, joined};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 
 /// So many databases are opened at once, and so many meet their replicas for the first time: each
 /// costs work, memory and requests that it does not need later.
 const STARTS: usize = 16;
+
+/// An open that takes longer leaves its turn to others, and shows as trouble.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// Wait until a database that failed is tried again: the first and the longest.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -39,7 +46,10 @@ struct Member {
 
 #[derive(Clone)]
 enum State {
+    /// Others come first.
     Starting,
+    /// It has been opened since then.
+    Opening(Instant),
     Running(Arc<Database>),
     /// It failed, and is tried again.
     Waiting(String),
@@ -79,6 +89,8 @@ impl Fleet {
         let why = match member.state() {
             State::Running(database) => return Ok(database),
             State::Starting => "it is just being started".to_owned(),
+            State::Opening(since) => slow(&member.settings, since)
+                .unwrap_or_else(|| "it is just being started".to_owned()),
             State::Waiting(why) | State::Failed(why) => why,
             State::Ended => "it has been stopped".to_owned(),
         };
@@ -96,6 +108,9 @@ impl Fleet {
         match member.state() {
             State::Running(database) => database.status(),
             State::Starting => without(DatabaseState::Starting, None),
+            State::Opening(since) => {
+                without(DatabaseState::Starting, slow(&member.settings, since))
+            }
             State::Waiting(why) => without(DatabaseState::Waiting, Some(why)),
             State::Failed(why) => without(DatabaseState::Failed, Some(why)),
             State::Ended => without(DatabaseState::NotRunning, None),
@@ -165,19 +180,67 @@ impl Fleet {
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
             turn = self.starts.acquire() => turn.expect("it is never closed"),
         };
-        let database = Arc::new(Database::open(&member.settings, self).await?);
-        drop(turn);
+        member.set(State::Opening(Instant::now()));
+        let (database, listener) = self.open(at, turn, stop).await?;
+        let database = Arc::new(database);
         member.set(State::Running(database.clone()));
         tell(first, true);
-        let meta_path = &member.settings.capture.meta_path;
-        let worked = match control::serve(meta_path, Arc::downgrade(self), at) {
+        let worked = match listener.and_then(|listener| control::serve(listener, self, at)) {
             Ok(_served) => tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => Ok(()),
                 worked = database.work(&self.contacts) => worked,
             },
             Err(e) => Err(e),
         };
-        worked.and(database.stop().await)
+        let outcome = worked.and(database.stop().await);
+        if let Err(e) = &outcome {
+            member.set(State::Waiting(e.to_string()));
+            // Before its files are closed, to open them anew would meet its own locks.
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => {}
+                () = database.closed() => {}
+            }
+        }
+        outcome
+    }
+
+    /// Opens a database and its control socket, in a task of its own: one whose file system does
+    /// not answer holds up neither the others nor the end of the process.
+    ///
+    /// # Errors
+    /// As [`Database::open`]; `Unavailable` if it is not opened before `stop`.
+    async fn open(
+        self: &Arc<Self>,
+        at: usize,
+        turn: SemaphorePermit<'_>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(Database, Result<UnixListener>)> {
+        let began = Instant::now();
+        let fleet = self.clone();
+        let open = async move {
+            let database = Database::open(&fleet.members[at].settings, &fleet).await?;
+            let meta_path = fleet.meta_path(at).to_owned();
+            let listener = blocking(move || control::listen(&meta_path)).await;
+            Ok((database, listener))
+        };
+        let mut opening = tokio::spawn(open.in_current_span());
+        if let Ok(opened) = timeout(SLOW, &mut opening).await {
+            return joined(opened);
+        }
+        drop(turn);
+        let settings = &self.members[at].settings;
+        tracing::warn!("{}", slow_since(settings, SLOW));
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => {
+                Err(Error::unavailable(slow_since(settings, began.elapsed())))
+            }
+            opened = opening => joined(opened),
+        }
+    }
+
+    /// Where the spool of the database at this place lies.
+    pub(super) fn meta_path(&self, at: usize) -> &Path {
+        &self.members[at].settings.capture.meta_path
     }
 
     /// The error with the database's name, if there are several.
@@ -198,6 +261,22 @@ impl Member {
     fn set(&self, state: State) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
+}
+
+/// What is to be said of a database that has been opened since then, if that takes long.
+fn slow(settings: &DatabaseSettings, since: Instant) -> Option<String> {
+    let time = since.elapsed();
+    (time > SLOW).then(|| slow_since(settings, time))
+}
+
+fn slow_since(settings: &DatabaseSettings, time: Duration) -> String {
+    format!(
+        "{} is not open after {} s: its file system, that of its spool {} or a replica does not \
+         answer",
+        settings.capture.database.display(),
+        time.as_secs(),
+        settings.capture.meta_path.display()
+    )
 }
 
 /// Says once whether the first start came to work; nobody listens once the process is about to end.

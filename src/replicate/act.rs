@@ -10,12 +10,13 @@ use crate::replicate::decide::{Break, TICK, Timing};
 use crate::replicate::live::{Context, Leave, Live};
 use crate::replicate::pages::SnapshotPin;
 use crate::replicate::pool::{Bell, Pool, Task, Wake};
+use crate::replicate::shown::Shown;
 use crate::replicate::source::{PageSource, Source};
 use crate::replicate::spool::Spool;
 use async_trait::async_trait;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -30,7 +31,8 @@ pub struct Capture {
     requests: Sender<Request>,
     /// Rings as it is dropped, behind the requests: then the task sees that nobody is left.
     bell: Bell,
-    trouble: Arc<Mutex<Option<String>>>,
+    shown: Arc<Shown>,
+    database: PathBuf,
 }
 
 enum Request {
@@ -71,11 +73,12 @@ impl Capture {
     ) -> Result<Self> {
         let (wake, bell) = pool.enter()?;
         let (requests, received) = channel();
-        let trouble = Arc::new(Mutex::new(None));
+        let shown = Arc::<Shown>::default();
         let capture = Self {
             requests,
             bell,
-            trouble: Arc::clone(&trouble),
+            shown: Arc::clone(&shown),
+            database: settings.database.clone(),
         };
         let id = wake.id();
         let mut worker = Worker {
@@ -85,10 +88,10 @@ impl Capture {
                 spool,
                 environment,
                 timing,
+                shown,
             },
             wake,
             requests: received,
-            trouble,
             mode: Mode::Away {
                 again: Instant::now(),
                 anew: None,
@@ -97,7 +100,9 @@ impl Capture {
             stopping: None,
             span: tracing::Span::current(),
         };
-        match worker.attach() {
+        let attached = worker.attach();
+        worker.context.shown.rest();
+        match attached {
             Err(e) if e.kind() == ErrorKind::Conflict => return Err(e),
             Ok(()) => {}
             Err(e) => {
@@ -110,7 +115,20 @@ impl Capture {
 
     /// Why nothing is captured at the moment, if so: a sentence.
     pub fn trouble(&self) -> Option<String> {
-        lock(&self.trouble).clone()
+        match self.shown.held_up(Instant::now()) {
+            None => self.shown.trouble(),
+            Some(time) => Some(format!(
+                "the capture of {} has been held up for {} s: its file system, or that of its \
+                 spool, does not answer",
+                self.database.display(),
+                time.as_secs()
+            )),
+        }
+    }
+
+    /// Bytes of the `-wal` file when the capture last looked; None while nothing is captured.
+    pub fn wal_bytes(&self) -> Option<u64> {
+        self.shown.wal_bytes()
     }
 
     /// Captures what is committed, leaves the WAL empty if it can (bounded, 5 s), notes how it
@@ -145,10 +163,6 @@ impl Source for Capture {
     }
 }
 
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().expect("nobody panics with this lock held")
-}
-
 fn ended() -> Error {
     Error::new(ErrorKind::Disk, "the capture has ended unexpectedly")
 }
@@ -158,7 +172,6 @@ struct Worker {
     context: Context,
     wake: Wake,
     requests: Receiver<Request>,
-    trouble: Arc<Mutex<Option<String>>>,
     mode: Mode,
     stopping: Option<Stopping>,
     /// Where it was started: what it logs belongs there.
@@ -190,6 +203,32 @@ impl Task for Worker {
     fn step(&mut self, is_changed: bool) -> Option<Duration> {
         let span = self.span.clone();
         let _entered = span.enter();
+        self.context.shown.begin();
+        let wait = self.steps(is_changed);
+        self.context.shown.rest();
+        wait
+    }
+
+    fn end(self: Box<Self>, has_panicked: bool) {
+        let _entered = self.span.enter();
+        if has_panicked {
+            tracing::error!("{}: {}", self.context.database.display(), ended());
+            self.context.shown.set_trouble(Some(ended().to_string()));
+            self.context.shown.rest();
+        }
+        // Whoever is told that it has stopped may open the same files again.
+        drop(self.mode);
+        drop(self.wake);
+        drop(self.context);
+        if let Some(stopping) = self.stopping.filter(|_| !has_panicked) {
+            answer(stopping.reply, stopping.stopped);
+        }
+    }
+}
+
+impl Worker {
+    /// Steps until there is nothing to do; how long to wait then.
+    fn steps(&mut self, is_changed: bool) -> Option<Duration> {
         if is_changed && let Mode::Live(live) = &mut self.mode {
             live.note_event();
         }
@@ -211,23 +250,6 @@ impl Task for Worker {
         }
     }
 
-    fn end(self: Box<Self>, has_panicked: bool) {
-        let _entered = self.span.enter();
-        if has_panicked {
-            tracing::error!("{}: {}", self.context.database.display(), ended());
-            *lock(&self.trouble) = Some(ended().to_string());
-        }
-        // Whoever is told that it has stopped may open the same files again.
-        drop(self.mode);
-        drop(self.wake);
-        drop(self.context);
-        if let Some(stopping) = self.stopping.filter(|_| !has_panicked) {
-            answer(stopping.reply, stopping.stopped);
-        }
-    }
-}
-
-impl Worker {
     /// What is to be done now; how long to wait then.
     fn turn(&mut self) -> Duration {
         let left = match &mut self.mode {
@@ -410,11 +432,11 @@ impl Worker {
     }
 
     fn trouble(&self) -> Option<String> {
-        lock(&self.trouble).clone()
+        self.context.shown.trouble()
     }
 
     fn set_trouble(&self, trouble: Option<String>) {
-        *lock(&self.trouble) = trouble;
+        self.context.shown.set_trouble(trouble);
     }
 }
 

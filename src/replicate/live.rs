@@ -23,6 +23,7 @@ use crate::replicate::decide::{
 use crate::replicate::locks::ShmLocks;
 use crate::replicate::observe::{FileId, FileState, Index, settled_index};
 use crate::replicate::pages::PinState;
+use crate::replicate::shown::Shown;
 use crate::replicate::spool::{Position, Spool};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -76,6 +77,8 @@ pub(super) struct Context {
     pub environment: Environment,
     /// How long to wait for what.
     pub timing: Timing,
+    /// What is seen from outside.
+    pub shown: Arc<Shown>,
 }
 
 impl Context {
@@ -321,11 +324,13 @@ impl Live {
     }
 
     fn look(&mut self) -> Result<Seen> {
+        self.context.shown.begin();
         let index = self.index()?;
         let waited_for = self.waited_for(&index);
         // By the path that the user gave: a symbolic link may lead elsewhere by now.
         let file = FileState::of(&self.context.settings.database)?;
         let wal_bytes = self.wal.bytes_in_place()?;
+        self.context.shown.set_wal_bytes(wal_bytes);
         let files = match &file {
             None => Files::Gone,
             Some(file) if file.id() != self.file => Files::Replaced,
@@ -474,6 +479,7 @@ impl Drop for Live {
         self.end_snapshots();
         // What is not copied is let go.
         self.context.spool.hold(0);
+        self.context.shown.set_wal_bytes(None);
     }
 }
 

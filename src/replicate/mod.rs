@@ -22,6 +22,7 @@ mod rest;
 mod salvage;
 pub mod seed;
 pub mod sent;
+mod shown;
 pub mod source;
 pub mod spool;
 pub mod state;
@@ -32,14 +33,25 @@ pub mod writers;
 #[cfg(test)]
 mod tests;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use tokio::task::JoinError;
 
 /// Runs blocking work beside the runtime.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let span = tracing::Span::current();
-    tokio::task::spawn_blocking(move || span.in_scope(work))
-        .await
-        .unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+    joined(tokio::task::spawn_blocking(move || span.in_scope(work)).await)
+}
+
+/// What a task came to. One that panicked panics here too; one that the end of the runtime took
+/// away is an error of nobody's.
+pub(crate) fn joined<T>(ended: Result<Result<T>, JoinError>) -> Result<T> {
+    match ended {
+        Ok(outcome) => outcome,
+        Err(e) => match e.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Error::unavailable("the process is ending")),
+        },
+    }
 }

@@ -83,7 +83,8 @@ pub struct Uploader {
 }
 
 impl Uploader {
-    /// Starts the uploader of one replica on the current runtime.
+    /// Starts the uploader of one replica on the current runtime. Blocking: reads what an earlier
+    /// run left.
     ///
     /// # Errors
     /// `Disk`, `Corrupt`: the state of an earlier run cannot be read.

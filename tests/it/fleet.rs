@@ -26,7 +26,7 @@ fn db(world: &World, path: &str, replicas: &[&str]) -> String {
 }
 
 /// Writes the config file of these databases, each with one replica of its name.
-fn config(world: &World, names: &[&str]) {
+pub(crate) fn config(world: &World, names: &[&str]) {
     let dbs = names
         .iter()
         .map(|name| db(world, &format!("{name}.db"), &[name]));
@@ -35,20 +35,20 @@ fn config(world: &World, names: &[&str]) {
 
 /// Makes a database with a table `t(v)`.
 #[track_caller]
-fn make(world: &World, name: &str) {
+pub(crate) fn make(world: &World, name: &str) {
     let made = "PRAGMA journal_mode=WAL; CREATE TABLE t(v); INSERT INTO t VALUES('made')";
     world.sql(&format!("{name}.db"), made);
 }
 
 #[track_caller]
-fn insert(world: &World, name: &str, value: &str) {
+pub(crate) fn insert(world: &World, name: &str, value: &str) {
     let insert = format!("INSERT INTO t VALUES('{value}')");
     world.sql(&format!("{name}.db"), &insert);
 }
 
 /// The value that was inserted last, by a replica.
 #[track_caller]
-fn newest(world: &World, replica: &str) -> String {
+pub(crate) fn newest(world: &World, replica: &str) -> String {
     // Each restore needs a name of its own.
     let name = tempfile::Builder::new().tempfile_in(world.logs()).unwrap();
     let path = name.path().with_extension("db");
@@ -60,7 +60,7 @@ fn newest(world: &World, replica: &str) -> String {
 }
 
 #[track_caller]
-fn await_sync(world: &World, daemon: &mut Running, name: &str) {
+pub(crate) fn await_sync(world: &World, daemon: &mut Running, name: &str) {
     wait_until(LONG, &format!("a sync of {name}"), || {
         assert!(daemon.is_running(), "the daemon ended");
         world.sqlrepl(&format!("sync {name}.db --timeout 30s")).code == 0
@@ -69,7 +69,7 @@ fn await_sync(world: &World, daemon: &mut Running, name: &str) {
 
 /// What `status` says of each database, and its exit code.
 #[track_caller]
-fn status(world: &World, of: &str) -> (Vec<Value>, i32) {
+pub(crate) fn status(world: &World, of: &str) -> (Vec<Value>, i32) {
     let output = world.sqlrepl(&format!("status {of} --json"));
     match serde_json::from_str(&output.stdout) {
         Ok(Value::Array(databases)) => (databases, output.code),

@@ -16,6 +16,7 @@ mod damage;
 mod demo;
 mod exact;
 mod fleet;
+mod hangs;
 mod lineage;
 mod listing;
 mod machine;

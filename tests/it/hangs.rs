@@ -1,0 +1,117 @@
+//! What a file system that does not answer holds up: its own database, and nothing else.
+
+use crate::fleet::{await_sync, config, insert, make, newest, status};
+use crate::program::{LONG, Running, wait_until};
+use crate::world::World;
+use serde_json::Value;
+use sqlrepl::mount::mountpoint::Mount;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A mount whose requests nobody answers, as of a server that is gone, until it is dropped: then
+/// those who wait get an error, and what lay there before is seen again.
+struct Hung {
+    // Unmounted first, so that nobody waits there anew; then those who wait are let go.
+    _mount: Mount,
+    _device: OwnedFd,
+}
+
+impl Hung {
+    #[track_caller]
+    fn over(folder: &Path) -> Self {
+        let (device, mount) = Mount::new(folder, "hung", false).unwrap();
+        Self {
+            _mount: mount,
+            _device: device,
+        }
+    }
+}
+
+/// Asks it to end, which must not take long.
+#[track_caller]
+fn end_in_time(daemon: &mut Running) -> i32 {
+    let asked = Instant::now();
+    let code = daemon.term();
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(30), "it ended after {took:?}");
+    code
+}
+
+/// What `status` says of the database `disk/shop` beside `app`, in time.
+#[track_caller]
+fn shop(world: &World) -> Value {
+    let asked = Instant::now();
+    let (mut databases, _) = status(world, "--config fleet.toml");
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(15), "status took {took:?}");
+    assert_eq!(databases[0]["state"], "capturing", "{databases:?}");
+    databases.remove(1)
+}
+
+fn two(world: &World) {
+    std::fs::create_dir(world.path("disk")).unwrap();
+    make(world, "app");
+    make(world, "disk/shop");
+    config(world, &["app", "disk/shop"]);
+}
+
+/// README: "A database whose file system does not answer holds up no other one, shows in `sqlrepl
+/// status`, and does not keep the process from its end."
+#[test]
+fn a_database_on_a_dead_mount_is_named_and_holds_up_neither_others_nor_the_end() {
+    let world = World::new();
+    two(&world);
+    let hung = Hung::over(&world.path("disk"));
+    let mut daemon = world.replicate("--config fleet.toml");
+    await_sync(&world, &mut daemon, "app");
+    insert(&world, "app", "as if nothing were");
+    await_sync(&world, &mut daemon, "app");
+    assert_eq!(newest(&world, "app"), "as if nothing were");
+    wait_until(LONG, "the trouble to show", || {
+        let shop = shop(&world);
+        assert_eq!(shop["state"], "starting", "{shop}");
+        let trouble = shop["trouble"].as_str();
+        trouble.is_some_and(|it| it.contains("disk/shop.db is not open after"))
+    });
+    assert_eq!(end_in_time(&mut daemon), 1);
+    assert!(daemon.stderr().contains("does not answer"));
+
+    let mut daemon = world.replicate("--config fleet.toml");
+    await_sync(&world, &mut daemon, "app");
+    drop(hung);
+    await_sync(&world, &mut daemon, "disk/shop");
+    assert_eq!(newest(&world, "disk/shop"), "made");
+    assert_eq!(daemon.term(), 0);
+}
+
+#[test]
+fn a_mount_that_dies_under_a_capture_is_named_and_the_capture_goes_on_when_it_is_back() {
+    let world = World::new();
+    two(&world);
+    let mut daemon = world.replicate("--config fleet.toml");
+    await_sync(&world, &mut daemon, "app");
+    await_sync(&world, &mut daemon, "disk/shop");
+    for is_end in [false, true] {
+        let hung = Hung::over(&world.path("disk"));
+        insert(&world, "app", "as if nothing were");
+        await_sync(&world, &mut daemon, "app");
+        wait_until(LONG, "the trouble to show", || {
+            let shop = shop(&world);
+            let trouble = shop["trouble"].as_str();
+            trouble.is_some_and(|it| it.contains("disk/shop.db has been held up for"))
+        });
+        if is_end {
+            assert_eq!(end_in_time(&mut daemon), 1);
+            let said = daemon.stderr();
+            assert!(said.contains("did not end within 10 s"), "{said}");
+        }
+        drop(hung);
+        if !is_end {
+            insert(&world, "disk/shop", "back");
+            await_sync(&world, &mut daemon, "disk/shop");
+            assert_eq!(newest(&world, "disk/shop"), "back");
+        }
+    }
+    assert_eq!(world.sql("disk/shop.db", "PRAGMA integrity_check"), "ok");
+}
