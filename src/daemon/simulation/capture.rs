@@ -264,7 +264,7 @@ impl Source for SimulatedCapture {
         self.shared.copy_to_tip(&database, &mut state, false)?;
         let image = database.tip.image.clone();
         let mut random = Random::new(state.random.next());
-        if random.percent(5) {
+        if random.percent(5) || database.is_locked {
             return Err(Error::unavailable("the database is locked, as told"));
         }
         // Behind the last page: exact to the end.

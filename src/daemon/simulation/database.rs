@@ -197,6 +197,8 @@ pub(super) struct Database {
     pub(super) wal: Wal,
     /// The WAL before the last restart, as far as the file still has it.
     pub(super) old_wal: Option<Wal>,
+    /// Its application keeps everybody else out.
+    pub(super) is_locked: bool,
 }
 
 impl Database {
@@ -211,6 +213,7 @@ impl Database {
             wal: Wal::new(Arc::clone(&tip), salts),
             tip,
             old_wal: None,
+            is_locked: false,
         }
     }
 

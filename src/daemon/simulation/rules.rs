@@ -394,3 +394,35 @@ fn a_store_that_never_had_us_ends_the_uploader_and_one_that_had_us_does_not() {
         Ok(())
     });
 }
+
+/// Puts of keys with this in them are refused.
+fn refuse_puts(world: &World, part: &'static str) {
+    world.machines[0].line.set_rule(move |verb, key| {
+        match verb == Verb::Put && key.contains(part) {
+            true => Fate::Refused,
+            false => Fate::Answered,
+        }
+    });
+}
+
+#[test]
+fn while_no_page_can_be_read_for_a_first_snapshot_the_store_is_asked_nothing() {
+    play(|world| {
+        refuse_puts(world, "/snapshots/");
+        world.start(0)?;
+        world.pass(MINUTE)?;
+        world.kill(0);
+        world.machines[0].line.heal();
+        world.database(0).lock().unwrap().is_locked = true;
+        world.start(0)?;
+        world.pass(MINUTE)?;
+        let asked = calls(world, |world| world.pass(MINUTE))?;
+        assert_eq!(asked, [""; 0]);
+        let status = world.machines[0].status().unwrap_or_default();
+        assert_eq!(status.trouble.unwrap(), "the database is locked, as told");
+        let broken = world.machines[0].break_continuity();
+        world.must(broken)?;
+        world.database(0).lock().unwrap().is_locked = false;
+        world.settle()
+    });
+}

@@ -5,6 +5,7 @@ use crate::format::claim::Claim;
 use crate::format::container::{Header, Kind, Parent};
 use crate::format::ids::{DatabaseId, GenerationId, Timestamp, Txid};
 use crate::format::key::{GENERATIONS, Key, ObjectKey};
+use crate::replicate::backoff::Backoff;
 use crate::replicate::blocking;
 use crate::replicate::decide::{clock_stepped_back, stamp};
 use crate::replicate::first::FirstSnapshot;
@@ -20,12 +21,16 @@ use crate::replicate::upload::task::Task;
 use crate::replicate::writers::{Fencing, goes_on_from};
 use crate::storage::Body;
 use crate::storage::catalog::Catalog;
-use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-/// When a first snapshot that could not begin is tried again.
-const FIRST_AGAIN: Duration = Duration::from_millis(500);
+/// A first snapshot for which no page could be read.
+pub(super) struct FirstAgain {
+    /// When to try again.
+    pub(super) at: Instant,
+    why: String,
+    pauses: Backoff,
+}
 
 /// What the replica held before a generation begins.
 pub(super) struct Survey {
@@ -40,7 +45,7 @@ impl Task {
     /// # Errors
     /// `Invalid` if that is another database's, or another tool's.
     pub(super) async fn survey(&mut self) -> Result<Survey> {
-        let catalog = Catalog::new(self.store.list(GENERATIONS, None).await?);
+        let catalog = self.list_all().await?;
         let past = Past::find(&*self.store, &catalog).await?;
         self.answered(None);
         let (identity, location) = (self.identity.clone(), self.store.location().to_owned());
@@ -231,12 +236,19 @@ impl Task {
     pub(super) async fn make_first_snapshot(&mut self) -> Result<Option<String>> {
         let state = self.state();
         let run_goes_on = self.tip.borrow().is_some_and(|tip| tip.run == state.run);
-        let is_early = self.first_again.is_some_and(|again| again > Instant::now());
-        if state.complete.is_some() || self.first.is_some() || !run_goes_on || is_early {
+        if state.complete.is_some() || self.first.is_some() || !run_goes_on {
+            self.first_again = None;
             return Ok(None);
         }
-        let catalog = Catalog::new(self.store.list(GENERATIONS, None).await?);
-        if let Some(txid) = known::complete_snapshot(&*self.store, &catalog, state.id).await? {
+        // As long as no page can be read, the store is asked nothing.
+        let catalog = match &self.first_again {
+            Some(again) if again.at > Instant::now() => return Ok(Some(again.why.clone())),
+            Some(_) => None,
+            None => Some(self.list_all().await?),
+        };
+        if let Some(catalog) = &catalog
+            && let Some(txid) = known::complete_snapshot(&*self.store, catalog, state.id).await?
+        {
             // Stored by an earlier run of the daemon, which was killed before it could note that.
             self.first_snapshot_ended(Ok(txid)).await?;
             return Ok(None);
@@ -244,15 +256,27 @@ impl Task {
         match self.source.snapshot_pin().await {
             Ok(pin) => {
                 self.first_again = None;
+                let catalog = match catalog {
+                    Some(catalog) => catalog,
+                    None => self.list_all().await?,
+                };
                 self.read_first_snapshot(pin, &catalog).await?;
                 Ok(None)
             }
             Err(e) if e.kind() == ErrorKind::Unavailable => {
-                self.first_again = Some(Instant::now() + FIRST_AGAIN);
-                Ok(Some(e.to_string()))
+                let before = self.first_again.take();
+                let mut pauses = before.map_or_else(Backoff::default, |again| again.pauses);
+                let (at, why) = (Instant::now() + pauses.pause(), e.to_string());
+                let trouble = Some(why.clone());
+                self.first_again = Some(FirstAgain { at, why, pauses });
+                Ok(trouble)
             }
             Err(e) => Err(e),
         }
+    }
+
+    async fn list_all(&self) -> Result<Catalog> {
+        Ok(Catalog::new(self.store.list(GENERATIONS, None).await?))
     }
 
     /// Reads and stores the first snapshot in the background.

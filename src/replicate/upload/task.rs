@@ -11,6 +11,7 @@ use crate::replicate::sent::Recent;
 use crate::replicate::source::Source;
 use crate::replicate::spool::{RunInfo, Spool, SpooledCommit, Tip};
 use crate::replicate::state::{Begun, GenerationState};
+use crate::replicate::upload::begin::FirstAgain;
 use crate::replicate::upload::pace::{Sent, Waiting};
 use crate::replicate::upload::send::remove_files;
 use crate::replicate::upload::{Status, UploadSettings, hurry};
@@ -22,7 +23,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
 /// So often an uploader looks at what the replica holds, and whether it is superseded.
 const LOOKED_UPLOADS: u64 = 64;
@@ -58,8 +58,7 @@ pub(super) struct Task {
     pub(super) recent: Recent,
     /// The first snapshot that is being made.
     pub(super) first: Option<JoinHandle<Result<Txid>>>,
-    /// When to try again to make it.
-    pub(super) first_again: Option<Instant>,
+    pub(super) first_again: Option<FirstAgain>,
     /// The last commit that is stored, for whoever makes the first snapshot.
     pub(super) sent: watch::Sender<Option<SpooledCommit>>,
     pub(super) tip: watch::Receiver<Option<Tip>>,
@@ -262,7 +261,8 @@ impl Task {
             }
             _ => None,
         };
-        let until = due.into_iter().chain(self.first_again).min();
+        let first_again = self.first_again.as_ref().map(|again| again.at);
+        let until = due.into_iter().chain(first_again).min();
         let timer = async {
             match until {
                 Some(until) => tokio::time::sleep_until(until).await,
