@@ -326,7 +326,7 @@ impl Worker {
             return Ok(());
         };
         let anew = anew.clone();
-        if *needs_room && self.context.spool.bytes() > self.context.spool.room() / 2 {
+        if *needs_room && self.context.spool.is_tight() {
             let why = anew.map_or(String::new(), |why| format!(": {why}"));
             return Err(Error::unavailable(format!(
                 "nothing is captured until the spool has room{why}"

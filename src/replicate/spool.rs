@@ -408,6 +408,11 @@ impl Spool {
         self.share.room(&self.dir)
     }
 
+    /// Whether more than half of the room is taken: a capture that found none waits until it is less.
+    pub fn is_tight(&self) -> bool {
+        self.bytes() > self.room() / 2
+    }
+
     /// So many bytes of the WAL are held back now, since they are not copied.
     pub fn hold(&self, bytes: u64) {
         self.share.set_held(bytes);

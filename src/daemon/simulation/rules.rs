@@ -426,3 +426,30 @@ fn while_no_page_can_be_read_for_a_first_snapshot_the_store_is_asked_nothing() {
         world.settle()
     });
 }
+
+#[test]
+fn a_generation_that_cannot_begin_drops_nothing_that_the_one_before_may_still_send() {
+    play(|world| {
+        at_work(world)?;
+        let ours = generation(world);
+        let needs = |world: &World| world.machines[0].status().unwrap_or_default().needs;
+        refuse_puts(world, "");
+        upload(world, 0)?;
+        upload(world, 0)?;
+        let before = needs(world);
+        let claim = format!("generations/{ours}/claim");
+        let size = now(world.store.list(&claim, None)).unwrap()[0].size;
+        let bytes = now(world.store.get_range(&claim, 0, size)).unwrap();
+        now(world.store.delete(std::slice::from_ref(&claim))).unwrap();
+        world.pass(MINUTE)?;
+        let status = world.machines[0].status().unwrap_or_default();
+        assert_eq!(status.generation, None);
+        assert_eq!(needs(world), before);
+        world.kill(0);
+        now(world.store.put(&claim, Body::Bytes(bytes))).unwrap();
+        world.settle()?;
+        assert_eq!(generation(world), ours);
+        world.promise_all();
+        world.check()
+    });
+}

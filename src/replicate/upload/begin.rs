@@ -65,9 +65,7 @@ impl Task {
         reason: Option<String>,
         survey: Survey,
     ) -> Result<()> {
-        // What is committed from here on must stay in the spool for us.
-        self.needs_after(tip.seq);
-        let pin = self.source.snapshot_pin().await?;
+        let pin = self.pin_to_begin(tip).await?;
         let run = self
             .spool
             .runs()
@@ -107,6 +105,7 @@ impl Task {
             fencing: Fencing::Unknown,
         });
         self.save().await?;
+        self.needs_after(pin.seq());
         (self.previous, self.ended) = (None, None);
         (self.waiting, self.take_over) = (None, false);
         self.forget_segments().await?;
@@ -116,6 +115,18 @@ impl Task {
         self.look_above().await?;
         self.resumed = true;
         self.read_first_snapshot(pin, &survey.catalog).await
+    }
+
+    /// The pages that a generation begins with. What it will not need stays in the spool until its
+    /// state is saved, for the generation before may go on after all. But if the spool is so full
+    /// that the capture waits for room, nobody can begin before that is dropped.
+    async fn pin_to_begin(&self, tip: Tip) -> Result<Box<dyn PageSource>> {
+        let pin = self.source.snapshot_pin().await;
+        let spool = self.spool.clone();
+        if pin.is_err() && blocking(move || Ok(spool.is_tight())).await? {
+            self.needs_after(tip.seq);
+        }
+        pin
     }
 
     /// Remembers that a generation is ours, before anybody can see it.
