@@ -9,6 +9,7 @@ use crate::error::ErrorKind;
 use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, Txid};
 use crate::replicate::history;
+use crate::replicate::writers::Fencing;
 use crate::storage::fault::Verb;
 use crate::storage::{Body, Store};
 use std::sync::atomic::Ordering;
@@ -451,5 +452,33 @@ fn a_generation_that_cannot_begin_drops_nothing_that_the_one_before_may_still_se
         assert_eq!(generation(world), ours);
         world.promise_all();
         world.check()
+    });
+}
+
+#[test]
+fn a_generation_that_is_taken_up_in_the_middle_is_looked_at_as_after_a_start() {
+    play(|world| {
+        at_work(world)?;
+        let ours = generation(world);
+        clone_machine(world);
+        world.machines[1].database = world.database(0);
+        world.start(0)?;
+        world.start(1)?;
+        world.pass(MINUTE)?;
+        let key = format!("generations/{ours}/wal/0/0000000000000003.wal");
+        now(world.store.put(&key, Body::Bytes("garbage".into()))).unwrap();
+        world.database(0).lock().unwrap().commit();
+        for machine in 0..2 {
+            let captured = world.machines[machine].capture();
+            world.must(captured)?;
+            world.advance(MINUTE);
+            world.run(machine, MINUTE)?;
+        }
+        let [first, second] = [0, 1].map(|at| world.machines[at].status().unwrap_or_default());
+        assert!(first.generation > Some(ours));
+        assert_eq!(second.generation, first.generation);
+        assert_eq!(second.fencing, Fencing::PutIfAbsent);
+        assert_eq!(second.newest, first.newest);
+        Ok(())
     });
 }

@@ -201,11 +201,11 @@ impl Task {
     }
 
     /// Another object has the key of one of ours.
-    pub(super) async fn look_at_taken(&mut self, key: &str, hash: ObjectHash) -> Result<()> {
-        let before = (self.state().id, self.state().sent_txid());
-        self.look(Some(hash)).await?;
-        if before != (self.state().id, self.state().sent_txid()) {
-            return Ok(());
+    pub(super) async fn look_at_taken(&mut self, key: &str, hash: ObjectHash) -> Result<Looked> {
+        let before = self.state().sent_txid();
+        let looked = self.look(Some(hash)).await?;
+        if looked == Looked::Anew || before != self.state().sent_txid() {
+            return Ok(looked);
         }
         Err(Error::unavailable(format!(
             "put {}/{key}: the store says that it exists and does not list it",

@@ -92,7 +92,7 @@ impl Task {
                 last: waiting.last_commit(self.state().base),
                 sqlite_version: waiting.footer.header.sqlite_version,
             };
-            self.store_segment(encoded).await?;
+            return self.store_segment(encoded).await;
         }
         Ok(looked)
     }

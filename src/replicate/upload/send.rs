@@ -31,7 +31,8 @@ pub(super) struct Encoded {
 }
 
 impl Task {
-    /// Sends batches as long as one is due.
+    /// Sends batches as long as one is due, or until the state is another one: then the replica is
+    /// not resumed any more.
     pub(super) async fn send_what_is_due(&mut self, mut tip: Tip) -> Result<()> {
         loop {
             let sent = self.progress(self.state());
@@ -56,7 +57,9 @@ impl Task {
             };
             self.waits_since(batch.commits[0].time);
             let encoded = self.encode(batch).await?;
-            self.store_segment(encoded).await?;
+            if self.store_segment(encoded).await? == Looked::Anew {
+                return Ok(());
+            }
             self.waiting_since = None;
             // What came meanwhile gathered while the upload was on its way; it waits from now on.
             // What was there before is due.
@@ -68,7 +71,9 @@ impl Task {
                 tip = self.tip.borrow_and_update().unwrap_or(tip);
             }
             self.publish(None, None);
-            self.look_now_and_then().await?;
+            if self.look_now_and_then().await? == Looked::Anew {
+                return Ok(());
+            }
         }
     }
 
@@ -123,7 +128,7 @@ impl Task {
 
     /// Stores an encoded segment and remembers that it is stored; unless what is found in its place
     /// is on our chain: then that counts.
-    pub(super) async fn store_segment(&mut self, encoded: Encoded) -> Result<()> {
+    pub(super) async fn store_segment(&mut self, encoded: Encoded) -> Result<Looked> {
         let key = Key {
             generation: self.state().id,
             object: ObjectKey::Upload {
@@ -140,7 +145,8 @@ impl Task {
             Stored::Now(date) => self.answered(date),
             Stored::Before => self.answered(None),
         }
-        self.segment_is_stored(key, encoded).await
+        self.segment_is_stored(key, encoded).await?;
+        Ok(Looked::Clear)
     }
 
     /// Remembers that a segment is stored.

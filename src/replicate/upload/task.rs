@@ -12,6 +12,7 @@ use crate::replicate::source::Source;
 use crate::replicate::spool::{RunInfo, Spool, SpooledCommit, Tip};
 use crate::replicate::state::{Begun, GenerationState};
 use crate::replicate::upload::begin::FirstAgain;
+use crate::replicate::upload::look::Looked;
 use crate::replicate::upload::pace::{Sent, Waiting};
 use crate::replicate::upload::send::remove_files;
 use crate::replicate::upload::{Status, UploadSettings, hurry};
@@ -218,6 +219,9 @@ impl Task {
                 // Before all else: what is sent makes room in the spool, without which there may be
                 // no pin to read pages by.
                 self.send_what_is_due(tip).await?;
+                if !self.resumed {
+                    continue;
+                }
                 self.end_generation(tip).await?;
                 self.take_over(tip).await?;
                 let trouble = self.make_first_snapshot().await?;
@@ -299,13 +303,16 @@ impl Task {
     }
 
     /// After a number of uploads: looks at the store.
-    pub(super) async fn look_now_and_then(&mut self) -> Result<()> {
-        if self.uploads.is_multiple_of(LOOKED_UPLOADS) {
-            self.check_presence().await?;
-            self.look(None).await?;
+    pub(super) async fn look_now_and_then(&mut self) -> Result<Looked> {
+        if !self.uploads.is_multiple_of(LOOKED_UPLOADS) {
+            return Ok(Looked::Clear);
+        }
+        self.check_presence().await?;
+        let looked = self.look(None).await?;
+        if looked == Looked::Clear {
             self.look_above().await?;
         }
-        Ok(())
+        Ok(looked)
     }
 
     /// The store answered; `date` is its own time, if it said so.
