@@ -61,6 +61,20 @@ impl SentSegment {
             .map_err(|e| e.context(format!("read {}", path.display())))
     }
 
+    /// Reads the segment in `path`, if there is one that is whole.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub fn read_if_whole(path: &Path) -> Result<Option<Self>> {
+        match Self::read(path) {
+            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Invalid) => {
+                tracing::warn!("it counts for nothing: {e}");
+                Ok(None)
+            }
+            read => read,
+        }
+    }
+
     fn decode(length: u64, read: impl Fn(u64, u64) -> Result<Vec<u8>>) -> Result<Self> {
         let tail = TAIL_BYTES.min(length);
         let Tail::Whole(footer) = Footer::decode(&read(length - tail, tail)?, length)? else {
@@ -131,25 +145,30 @@ impl Recent {
     }
 
     /// The segment in `file` was stored under `key`: lists it, and keeps its file as the last one
-    /// in `directory`, unless it is large.
+    /// in `directory`, unless it is large. If the file is gone or damaged the list begins anew.
     ///
     /// # Errors
-    /// `Disk`, `Corrupt`.
+    /// `Disk`.
     pub fn keep(&mut self, directory: &Path, key: String, file: &Path) -> Result<()> {
-        let length = match SentSegment::read(file)? {
-            Some(sent) => {
-                let length = sent.footer.length;
-                self.push(Predecessor::new(key, &sent.footer, sent.index));
-                length
-            }
-            None => return Ok(()),
-        };
-        let moved = if length <= KEPT_BYTES {
+        let sent = SentSegment::read_if_whole(file)?;
+        let is_kept = sent
+            .as_ref()
+            .is_some_and(|sent| sent.footer.length <= KEPT_BYTES);
+        match sent {
+            Some(sent) => self.push(Predecessor::new(key, &sent.footer, sent.index)),
+            None => self.segments.clear(),
+        }
+        let moved = if is_kept {
             fs::rename(file, directory.join(Self::FILE))
         } else {
             fs::remove_file(file)
         };
-        moved.map_err(|e| Error::disk(format!("put away {}", file.display()), e))
+        match moved {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::disk(format!("put away {}", file.display()), e))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn push(&mut self, segment: Predecessor) {
@@ -178,16 +197,8 @@ impl Recent {
         hash: &crate::format::ids::ObjectHash,
     ) -> Result<()> {
         self.segments.clear();
-        let sent = match SentSegment::read(&directory.join(Self::FILE)) {
-            Ok(Some(sent)) => sent,
-            Ok(None) => return Ok(()),
-            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Invalid) => {
-                tracing::warn!("the list of stored segments begins anew: {e}");
-                return Ok(());
-            }
-            Err(e) => return Err(e),
-        };
-        if sent.footer.hash == *hash {
+        let sent = SentSegment::read_if_whole(&directory.join(Self::FILE))?;
+        if let Some(sent) = sent.filter(|sent| sent.footer.hash == *hash) {
             self.segments.extend(sent.predecessors);
             self.push(Predecessor::new(key, &sent.footer, sent.index));
         }
@@ -260,5 +271,17 @@ mod tests {
             .load(dir.path(), "key".into(), &ObjectHash([0; 32]))
             .unwrap();
         assert_eq!(recent.predecessors(), []);
+    }
+
+    #[test]
+    fn a_stored_segment_whose_file_was_damaged_is_put_away_and_in_no_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recent = Recent::default();
+        recent.push(segment(1, 1));
+        let file = dir.path().join("2.wal");
+        fs::write(&file, "damaged").unwrap();
+        recent.keep(dir.path(), "key".into(), &file).unwrap();
+        assert_eq!(recent.predecessors(), []);
+        assert!(!file.exists());
     }
 }

@@ -306,6 +306,14 @@ impl Machine {
         })
     }
 
+    /// The files of the state directory's folder, by name.
+    pub(super) fn files(&self, folder: &str) -> BTreeMap<String, PathBuf> {
+        let entries = fs::read_dir(self.meta.join(folder)).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+        paths.map(|path| (name(&path), path)).collect()
+    }
+
     /// Whether it is decided which database it is.
     pub(super) fn has_identity(&self) -> bool {
         self.meta.join("database-id").exists()

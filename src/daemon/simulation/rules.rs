@@ -482,3 +482,68 @@ fn a_generation_that_is_taken_up_in_the_middle_is_looked_at_as_after_a_start() {
         Ok(())
     });
 }
+
+/// What waits to be stored, and the last that was.
+const PENDING: &str = "replica/pending";
+
+#[test]
+fn a_segment_that_was_damaged_while_it_waited_is_made_again() {
+    play(|world| {
+        at_work(world)?;
+        let ours = generation(world);
+        refuse_puts(world, "/wal/");
+        upload(world, 0)?;
+        world.kill(0);
+        let waiting = format!("{ours}-0000000000000003.wal");
+        let files = world.machines[0].files(PENDING);
+        std::fs::write(&files[&waiting], "damaged").unwrap();
+        world.settle()?;
+        assert_eq!(generation(world), ours);
+        world.promise_all();
+        world.check()
+    });
+}
+
+#[test]
+fn a_segment_that_was_stored_before_a_kill_does_not_stay_on_the_disk() {
+    play(|world| {
+        at_work(world)?;
+        world.kill(0);
+        let files = world.machines[0].files(PENDING);
+        let last = &files["last.wal"];
+        let name = format!("{}-0000000000000002.wal", "00000001-00000002");
+        std::fs::copy(last, last.with_file_name(name)).unwrap();
+        world.start(0)?;
+        upload(world, 0)?;
+        let files = world.machines[0].files(PENDING);
+        assert_eq!(files.into_keys().collect::<Vec<_>>(), ["last.wal"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_spool_that_cannot_say_what_is_ours_ends_the_generation() {
+    play(|world| {
+        at_work(world)?;
+        let ours = generation(world);
+        clone_machine(world);
+        world.start(0)?;
+        world.pass(MINUTE)?;
+        world.start(1)?;
+        upload(world, 1)?;
+        let (name, log) = world.machines[0].files("log").pop_last().expect("a log");
+        let mut bytes = std::fs::read(&log).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&log, bytes).unwrap();
+        upload(world, 0)?;
+        world.pass(MINUTE)?;
+        assert!(generation(world) > ours);
+        let reason = reason(world);
+        let expected = "nobody can tell what of the replica is ours: the spool has lost commits: ";
+        assert!(
+            reason.starts_with(expected) && reason.contains(&name),
+            "{reason}"
+        );
+        Ok(())
+    });
+}

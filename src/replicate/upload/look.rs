@@ -3,7 +3,7 @@
 //! Requests: a look behind our position is one LIST, and so is one above our generation (but for
 //! what is new there). What is found is read, and judged in [`crate::replicate::writers`].
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid, WalEnd, WriterId};
 use crate::format::key::{Key, ObjectKey, generation_prefix, segments_prefix};
 use crate::replicate::blocking;
@@ -143,6 +143,9 @@ impl Task {
     }
 
     /// Where the ends of segments lie on our chain.
+    ///
+    /// # Errors
+    /// `Conflict` if the spool has lost commits: it cannot say.
     pub(super) async fn chain(&self, run: u64, found: &[Found]) -> Result<HashMap<WalEnd, u64>> {
         let insides = found.iter().filter_map(|segment| segment.inside.as_ref());
         let ends: Vec<WalEnd> = insides.map(|inside| inside.ending.end).collect();
@@ -150,7 +153,13 @@ impl Task {
             return Ok(HashMap::new());
         }
         let spool = self.spool.clone();
-        blocking(move || spool.seqs(run, &ends)).await
+        let chain = blocking(move || spool.seqs(run, &ends)).await;
+        chain.map_err(|e| match e.kind() {
+            ErrorKind::NotFound => {
+                Error::conflict(format!("nobody can tell what of the replica is ours: {e}"))
+            }
+            _ => e,
+        })
     }
 
     async fn judge(&self, found: &[Found], waiting: Option<ObjectHash>) -> Result<Verdict> {

@@ -13,7 +13,7 @@ use crate::replicate::sent::SentSegment;
 use crate::replicate::spool::{RunInfo, Tip};
 use crate::replicate::state::GenerationState;
 use crate::replicate::upload::look::Looked;
-use crate::replicate::upload::send::Encoded;
+use crate::replicate::upload::send::{Encoded, remove_others};
 use crate::replicate::upload::task::Task;
 use crate::replicate::writers::{Fencing, Place, base_if_ours, is_unbroken};
 use crate::storage::catalog::{Catalog, GenerationListing};
@@ -77,7 +77,10 @@ impl Task {
         let path = file.clone();
         let (recent, waiting) = blocking(move || {
             recent.load(&pending, key, &hash)?;
-            Ok((recent, SentSegment::read(&path)?))
+            remove_others(&pending, &path)?;
+            // One that was damaged is made again, of what is in the spool.
+            let waiting = SentSegment::read_if_whole(&path)?;
+            Ok((recent, waiting))
         })
         .await?;
         self.recent = recent;

@@ -213,11 +213,30 @@ impl Task {
 /// # Errors
 /// `Disk`.
 pub(super) fn remove_files(pending: &Path, kind: Kind) -> Result<()> {
+    remove(pending, |path| is_segment(path) == (kind == Kind::Segment))
+}
+
+/// Removes the local files of segments but for the one that waits and the last one that was stored:
+/// of a segment that an earlier run stored, and was killed before it could put its file away.
+///
+/// # Errors
+/// `Disk`.
+pub(super) fn remove_others(pending: &Path, waiting: &Path) -> Result<()> {
+    let last = pending.join(Recent::FILE);
+    remove(pending, |path| {
+        is_segment(path) && path != waiting && path != last
+    })
+}
+
+fn is_segment(path: &Path) -> bool {
+    path.extension().is_some_and(|found| found == "wal")
+}
+
+fn remove(pending: &Path, which: impl Fn(&Path) -> bool) -> Result<()> {
     let failed = |e| Error::disk(format!("clean {}", pending.display()), e);
     for entry in fs::read_dir(pending).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        let is_segment = path.extension().is_some_and(|found| found == "wal");
-        if is_segment == (kind == Kind::Segment) {
+        if which(&path) {
             fs::remove_file(path).map_err(failed)?;
         }
     }
