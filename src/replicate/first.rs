@@ -21,6 +21,7 @@ use crate::replicate::blocking;
 use crate::replicate::known::{KnownPages, within_leaf};
 use crate::replicate::put::{self, Stored};
 use crate::replicate::source::PageSource;
+use crate::replicate::unfinished;
 use crate::storage::{Listed, Store};
 use std::fs::File;
 use std::io::BufWriter;
@@ -241,9 +242,17 @@ impl FirstSnapshot {
         })
     }
 
+    /// Stores an object, which is noted meanwhile.
+    async fn put(&self, key: &str, file: &Path, hash: &ObjectHash) -> Result<()> {
+        let (pending, noted) = (self.pending.clone(), key.to_owned());
+        let note = blocking(move || unfinished::note(&pending, &noted)).await?;
+        let put = self.try_to_put(key, file, hash).await;
+        put.and(blocking(move || unfinished::forget(&note)).await)
+    }
+
     /// Stores an object; for as long as the store or its disk refuses, tries again, since what was
     /// read to make it would have to be read again.
-    async fn put(&self, key: &str, file: &Path, hash: &ObjectHash) -> Result<()> {
+    async fn try_to_put(&self, key: &str, file: &Path, hash: &ObjectHash) -> Result<()> {
         let mut backoff = Backoff::default();
         loop {
             match put::put_object(&*self.store, key, file, hash).await {

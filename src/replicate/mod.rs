@@ -26,6 +26,7 @@ mod shown;
 pub mod source;
 pub mod spool;
 pub mod state;
+pub mod unfinished;
 pub mod upload;
 mod wake;
 pub mod writers;

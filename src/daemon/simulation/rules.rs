@@ -61,7 +61,7 @@ fn put(txid: u64) -> String {
 const LOOK: &str = "List generations/G/wal/";
 
 #[test]
-fn a_start_with_a_state_makes_five_requests_and_an_idle_daemon_none() {
+fn a_start_with_a_state_makes_three_requests_and_an_idle_daemon_none() {
     play(|world| {
         at_work(world)?;
         let idle = calls(world, |world| world.pass(MINUTE * 60 * 24))?;
@@ -71,13 +71,7 @@ fn a_start_with_a_state_makes_five_requests_and_an_idle_daemon_none() {
             world.start(0)?;
             world.pass(MINUTE)
         })?;
-        let expected = [
-            "ListFolder generations/G/",
-            LOOK,
-            "ListFolder generations/",
-            "AbortUnfinished generations/G/",
-            "AbortUnfinished ",
-        ];
+        let expected = ["ListFolder generations/G/", LOOK, "ListFolder generations/"];
         assert_eq!(started, expected);
         Ok(())
     });
@@ -91,9 +85,78 @@ fn the_first_upload_after_a_start_counts_after_a_look() {
         world.start(0)?;
         world.pass(MINUTE)?;
         let first = calls(world, |world| upload(world, 0))?;
-        assert_eq!(first, [&put(3), LOOK]);
+        let old = "AbortUnfinished  before 2026-11-13T17:46:23.000000Z";
+        assert_eq!(first, [&put(3), LOOK, old]);
         let second = calls(world, |world| upload(world, 0))?;
         assert_eq!(second, [put(4)]);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_was_cut_short_is_given_up_by_its_key_at_the_next_start() {
+    play(|world| {
+        world.machines[0].line.set_rule(|verb, key| {
+            let is_snapshot = verb == Verb::Put && key.contains("/snapshots/");
+            if is_snapshot {
+                Fate::HeldBefore
+            } else {
+                Fate::Answered
+            }
+        });
+        world.start(0)?;
+        let before = world.trace.len();
+        upload(world, 0)?;
+        let is_held = |line: &&String| line.contains("snapshots/");
+        let held = world.trace[before..].iter().find(is_held);
+        let held = held.and_then(|line| line.split_once("Put ")?.1.split_once(" stands"));
+        let key = held.expect("it was put").0.to_owned();
+        world.kill(0);
+        world.machines[0].line.heal();
+        let started = calls(world, |world| {
+            world.start(0)?;
+            world.pass(MINUTE)
+        })?;
+        let given_up = started
+            .iter()
+            .filter_map(|call| call.strip_prefix("AbortUnfinished "));
+        let key = key.replace(&generation(world).to_string(), "G");
+        let expected = [format!("{key} before 9999-12-31T23:59:59.999999Z")];
+        assert_eq!(given_up.collect::<Vec<_>>(), expected);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_failed_upload_gives_up_nothing_that_others_send_nor_does_a_wrong_clock() {
+    play(|world| {
+        at_work(world)?;
+        world.machines[0].line.set_rule(|verb, _| match verb {
+            Verb::Put => Fate::Refused,
+            _ => Fate::Answered,
+        });
+        let failed = calls(world, |world| upload(world, 0))?;
+        assert!(failed.contains(&put(3)), "{failed:?}");
+        world.kill(0);
+        world.machines[0].line.heal();
+        let clock = &world.machines[0].time.clock;
+        clock.fetch_add(HOUR_MICROS * 24 * 365 * 73, Ordering::Relaxed);
+        let started = calls(world, |world| {
+            world.start(0)?;
+            world.pass(MINUTE)
+        })?;
+        let both = [failed, started].concat();
+        let given_up = both
+            .iter()
+            .filter_map(|call| call.strip_prefix("AbortUnfinished "));
+        let expected = [
+            format!(
+                "{} before 9999-12-31T23:59:59.999999Z",
+                &put(3)["Put ".len()..]
+            ),
+            " before 2026-11-13T17:46:23.000000Z".to_owned(),
+        ];
+        assert_eq!(given_up.collect::<Vec<_>>(), expected);
         Ok(())
     });
 }

@@ -336,6 +336,7 @@ impl Store for Wire {
 
     async fn abort_unfinished(&self, prefix: &str, before: Timestamp) -> Result<u64> {
         let abort = self.store.abort_unfinished(prefix, before);
-        self.pass(Verb::AbortUnfinished, prefix, None, abort).await
+        let what = format!("{prefix} before {before}");
+        self.pass(Verb::AbortUnfinished, &what, None, abort).await
     }
 }

@@ -4,7 +4,6 @@
 use crate::error::{ErrorKind, Result};
 use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, Timestamp, Txid};
-use crate::format::key::generation_prefix;
 use crate::replicate::blocking;
 use crate::replicate::decide::clock_stepped_back;
 use crate::replicate::history;
@@ -58,7 +57,6 @@ impl Task {
         if self.superseded.is_some() && self.adopt_above().await? {
             return Ok(());
         }
-        self.give_up_unfinished().await;
         self.resumed = true;
         Ok(())
     }
@@ -130,21 +128,32 @@ impl Task {
         self.save().await
     }
 
-    /// Once after a start: gives up the uploads that nobody will end. They only take room, so a
-    /// failure can wait for the next start.
-    async fn give_up_unfinished(&mut self) {
-        if std::mem::replace(&mut self.cleaned, true) {
-            return;
+    /// Once after a start, before anything is put: gives up what the last daemon was putting when
+    /// it ended. It only takes room, so a failure can wait for [`Task::give_up_old_unfinished`].
+    pub(super) async fn give_up_our_unfinished(&mut self) {
+        let any_time = Timestamp::from_micros(i64::MAX);
+        for key in std::mem::take(&mut self.unfinished) {
+            self.give_up_unfinished(&key, any_time).await;
         }
-        let now = self.environment.now();
-        let old = Timestamp::from_micros(now.micros() - UNFINISHED_MICROS);
-        let ours = generation_prefix(self.state().id);
-        for (prefix, before) in [(ours.as_str(), now), ("", old)] {
-            match self.store.abort_unfinished(prefix, before).await {
-                Ok(0) => {}
-                Ok(count) => tracing::info!("{count} unfinished uploads of {prefix:?} given up"),
-                Err(e) => tracing::warn!("unfinished uploads stay in the store: {e}"),
-            }
+    }
+
+    /// Once after a start: gives up what anybody began so long ago that nobody will end it. That is
+    /// for the store's clock to say: by one that is wrong all others would lose what they are
+    /// sending just now.
+    pub(super) async fn give_up_old_unfinished(&mut self) {
+        let said = self.contact.and_then(|contact| contact.date);
+        if let Some((date, _)) = said.filter(|_| !self.cleaned) {
+            self.cleaned = true;
+            let old = Timestamp::from_micros(date.micros() - UNFINISHED_MICROS);
+            self.give_up_unfinished("", old).await;
+        }
+    }
+
+    async fn give_up_unfinished(&self, prefix: &str, before: Timestamp) {
+        match self.store.abort_unfinished(prefix, before).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!("{count} unfinished uploads of {prefix:?} given up"),
+            Err(e) => tracing::warn!("unfinished uploads stay in the store: {e}"),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::replicate::sent::Recent;
 use crate::replicate::source::Source;
 use crate::replicate::spool::{RunInfo, Spool, SpooledCommit, Tip};
 use crate::replicate::state::{Begun, GenerationState};
+use crate::replicate::unfinished;
 use crate::replicate::upload::begin::FirstAgain;
 use crate::replicate::upload::look::Looked;
 use crate::replicate::upload::pace::{Sent, Waiting};
@@ -71,7 +72,9 @@ pub(super) struct Task {
     pub(super) resumed: bool,
     /// Since the start the replica has had us once: a refusal may pass.
     pub(super) established: bool,
-    /// What earlier daemons left unfinished in the store was given up.
+    /// The objects that the last daemon was putting when it ended.
+    pub(super) unfinished: Vec<String>,
+    /// What others left unfinished in the store was given up.
     pub(super) cleaned: bool,
     pub(super) waiting: Option<Waiting>,
     /// The time of the oldest commit that is not durable.
@@ -108,6 +111,7 @@ impl Task {
         let pending = settings.directory.join("pending");
         fs::create_dir_all(&pending)
             .map_err(|e| Error::disk(format!("create {}", pending.display()), e))?;
+        let unfinished = unfinished::left(&pending)?;
         // Of first snapshots that were not stored; segments are sent again.
         remove_files(&pending, Kind::Snapshot)?;
         Ok(Self {
@@ -134,6 +138,7 @@ impl Task {
             stop,
             resumed: false,
             established: false,
+            unfinished,
             cleaned: false,
             waiting: None,
             waiting_since: None,
@@ -227,6 +232,7 @@ impl Task {
                 let trouble = self.make_first_snapshot().await?;
                 *backoff = Backoff::default();
                 self.publish(trouble, None);
+                self.give_up_old_unfinished().await;
             }
             if let Some(result) = self.wait(tip).await {
                 self.first_snapshot_ended(result).await?;
@@ -236,6 +242,7 @@ impl Task {
 
     /// Sees to it that there is a generation to write, and that the replica is as we know it.
     async fn go_on(&mut self, tip: Tip) -> Result<()> {
+        self.give_up_our_unfinished().await;
         if self.ended.is_some() || self.previous.is_some() {
             let survey = self.survey().await?;
             self.drop_generation();
