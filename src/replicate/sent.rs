@@ -2,7 +2,7 @@
 //! which the next one takes its list of predecessors.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::container::{Footer, SectionKind, TAIL_BYTES, Tail};
+use crate::format::container::{Footer, SectionKind, TAIL_BYTES, Tail, verify_object};
 use crate::format::segment::{self, Predecessor, SegmentIndex, TimelineEntry};
 use crate::replicate::spool::SpooledCommit;
 use std::collections::VecDeque;
@@ -61,18 +61,28 @@ impl SentSegment {
             .map_err(|e| e.context(format!("read {}", path.display())))
     }
 
-    /// Reads the segment in `path`, if there is one that is whole.
+    /// Reads the segment in `path`, if there is one that is whole as far as it is read.
     ///
     /// # Errors
     /// `Disk`.
     pub fn read_if_whole(path: &Path) -> Result<Option<Self>> {
-        match Self::read(path) {
-            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Invalid) => {
-                tracing::warn!("it counts for nothing: {e}");
-                Ok(None)
+        whole(Self::read(path))
+    }
+
+    /// Reads the segment in `path`, if there is one of which every byte is right.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub fn read_if_right(path: &Path) -> Result<Option<Self>> {
+        let read = Self::read(path).and_then(|read| {
+            if read.is_some() {
+                let failed = |e| Error::disk(format!("read {}", path.display()), e);
+                let verified = verify_object(&mut File::open(path).map_err(failed)?);
+                verified.map_err(|e| e.context(format!("read {}", path.display())))?;
             }
-            read => read,
-        }
+            Ok(read)
+        });
+        whole(read)
     }
 
     fn decode(length: u64, read: impl Fn(u64, u64) -> Result<Vec<u8>>) -> Result<Self> {
@@ -126,6 +136,17 @@ impl SentSegment {
             frames: 0,
             end: self.footer.header.end,
         }
+    }
+}
+
+/// A segment that is damaged, or of a later version, is as if it were not there.
+fn whole(read: Result<Option<SentSegment>>) -> Result<Option<SentSegment>> {
+    match read {
+        Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Invalid) => {
+            tracing::warn!("it counts for nothing: {e}");
+            Ok(None)
+        }
+        read => read,
     }
 }
 

@@ -77,7 +77,7 @@ impl Task {
             recent.load(&pending, key, &hash)?;
             remove_others(&pending, &path)?;
             // One that was damaged is made again, of what is in the spool.
-            let waiting = SentSegment::read_if_whole(&path)?;
+            let waiting = SentSegment::read_if_right(&path)?;
             Ok((recent, waiting))
         })
         .await?;
@@ -286,7 +286,14 @@ impl Task {
             return Ok(None);
         };
         for (generation, found) in history::last_of_all(&*self.store, catalog, ENDS_TRIED).await? {
-            let chain = self.chain(run.id, &found).await?;
+            let chain = match self.chain(run.id, &found).await {
+                // A generation begins all the same.
+                Err(e) if e.kind() == ErrorKind::Conflict => {
+                    tracing::warn!("{e}");
+                    return Ok(None);
+                }
+                chain => chain?,
+            };
             for segment in &found {
                 if let Some(inside) = &segment.inside
                     && let Some(&seq) = chain.get(&inside.ending.end)
