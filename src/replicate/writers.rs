@@ -266,6 +266,21 @@ impl Contact {
     }
 }
 
+/// Whether an object counts only after a look at what stands behind it, though its put was answered:
+/// nobody knows of an answer before, or a pause may lie between that one and this, by our clocks or
+/// one that we did not see. `date` is that of the answer. None has an object that a put found there,
+/// for when it came there the store does not say.
+pub fn is_doubtful(
+    last: Option<&Contact>,
+    date: Option<Timestamp>,
+    uptime: Duration,
+    clock: Timestamp,
+) -> bool {
+    last.is_none_or(|last| {
+        last.was_long_ago(uptime, clock) || date.is_some_and(|date| last.is_doubtful(date, uptime))
+    })
+}
+
 fn micros_between(a: Timestamp, b: Timestamp) -> u128 {
     u128::from(a.micros().abs_diff(b.micros()))
 }

@@ -3,7 +3,7 @@
 use crate::daemon::simulation::database::Restart;
 use crate::daemon::simulation::play_one;
 use crate::daemon::simulation::reader::Wrong;
-use crate::daemon::simulation::wire::Fate;
+use crate::daemon::simulation::wire::{Fate, Release};
 use crate::daemon::simulation::world::World;
 use crate::error::ErrorKind;
 use crate::format::container::Parent;
@@ -524,24 +524,33 @@ fn a_generation_that_is_taken_up_in_the_middle_is_looked_at_as_after_a_start() {
         at_work(world)?;
         let ours = generation(world);
         clone_machine(world);
-        world.machines[1].database = world.database(0);
-        world.start(0)?;
-        world.start(1)?;
+        // Another daemon of the first one's database.
+        let image = world.machines[0].image();
+        let database = image.database(&mut world.random);
+        world.add_machine("C", database);
+        world.machines[2].put_state_back(&image);
+        world.machines[2].database = world.database(0);
+        for machine in 0..3 {
+            world.start(machine)?;
+        }
         world.pass(MINUTE)?;
-        let key = format!("generations/{ours}/wal/0/0000000000000003.wal");
-        now(world.store.put(&key, Body::Bytes("garbage".into()))).unwrap();
+        world.database(1).lock().unwrap().commit();
         world.database(0).lock().unwrap().commit();
-        for machine in 0..2 {
+        let mut asked = Vec::new();
+        for machine in [1, 0, 2] {
             let captured = world.machines[machine].capture();
             world.must(captured)?;
             world.advance(MINUTE);
-            world.run(machine, MINUTE)?;
+            asked = calls(world, |world| world.run(machine, MINUTE))?;
         }
-        let [first, second] = [0, 1].map(|at| world.machines[at].status().unwrap_or_default());
+        let [first, second] = [0, 2].map(|at| world.machines[at].status().unwrap_or_default());
         assert!(first.generation > Some(ours));
         assert_eq!(second.generation, first.generation);
         assert_eq!(second.fencing, Fencing::PutIfAbsent);
         assert_eq!(second.newest, first.newest);
+        // Nobody needs to know who wrote what stood in the way.
+        let theirs = format!("GetRange generations/{ours}/claim");
+        assert!(!asked.contains(&theirs), "{asked:#?}");
         Ok(())
     });
 }
@@ -551,20 +560,30 @@ const PENDING: &str = "replica/pending";
 
 #[test]
 fn a_segment_that_was_damaged_while_it_waited_is_made_again() {
-    play(|world| {
-        at_work(world)?;
-        let ours = generation(world);
-        refuse_puts(world, "/wal/");
-        upload(world, 0)?;
-        world.kill(0);
-        let waiting = format!("{ours}-0000000000000003.wal");
-        let files = world.machines[0].files(PENDING);
-        std::fs::write(&files[&waiting], "damaged").unwrap();
-        world.settle()?;
-        assert_eq!(generation(world), ours);
-        world.promise_all();
-        world.check()
-    });
+    let damages: [fn(&mut Vec<u8>); 3] = [
+        |bytes| bytes.clear(),
+        |bytes| bytes.truncate(1000),
+        // In its pages.
+        |bytes| bytes[200] ^= 1,
+    ];
+    for damage in damages {
+        play(|world| {
+            at_work(world)?;
+            let ours = generation(world);
+            refuse_puts(world, "/wal/");
+            upload(world, 0)?;
+            world.kill(0);
+            let waiting = format!("{ours}-0000000000000003.wal");
+            let file = &world.machines[0].files(PENDING)[&waiting];
+            let mut bytes = std::fs::read(file).unwrap();
+            damage(&mut bytes);
+            std::fs::write(file, bytes).unwrap();
+            world.settle()?;
+            assert_eq!(generation(world), ours);
+            world.promise_all();
+            world.check()
+        });
+    }
 }
 
 #[test]
@@ -607,6 +626,31 @@ fn a_spool_that_cannot_say_what_is_ours_ends_the_generation() {
             reason.starts_with(expected) && reason.contains(&name),
             "{reason}"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_segment_that_was_found_stored_after_a_sleep_counts_after_a_look() {
+    play(|world| {
+        at_work(world)?;
+        upload(world, 0)?;
+        world.machines[0].line.set_rule(|verb, _| match verb {
+            Verb::Put => Fate::HeldBefore,
+            _ => Fate::Answered,
+        });
+        upload(world, 0)?;
+        assert!(world.machines[0].line.is_held());
+        let ours = generation(world);
+        let files = world.machines[0].files(PENDING);
+        let sent = std::fs::read(&files[&format!("{ours}-0000000000000004.wal")]).unwrap();
+        let key = format!("generations/{ours}/wal/0/0000000000000004.wal");
+        now(world.store.put(&key, Body::Bytes(sent.into()))).unwrap();
+        world.advance(MINUTE * 60);
+        world.machines[0].line.heal();
+        world.machines[0].line.release(Release::Answer);
+        let calls = calls(world, |world| world.pass(MINUTE))?;
+        assert_eq!(calls.last().unwrap(), LOOK, "{calls:?}");
         Ok(())
     });
 }

@@ -38,14 +38,10 @@ impl Task {
         self.state().fencing == Fencing::None || self.contact.is_none_or(is_long_ago)
     }
 
-    /// Whether a pause may lie between the last answer and this one, which has this date: by our
-    /// clocks, or one that we did not see.
+    /// Whether what was stored with an answer of this date counts only after a look behind it.
     pub(super) fn is_doubtful(&self, date: Option<Timestamp>) -> bool {
         let (uptime, clock) = ((self.environment.uptime)(), self.environment.now());
-        self.contact.is_none_or(|contact| {
-            contact.was_long_ago(uptime, clock)
-                || date.is_some_and(|date| contact.is_doubtful(date, uptime))
-        })
+        writers::is_doubtful(self.contact.as_ref(), date, uptime, clock)
     }
 
     /// Lists what stands behind our position, and goes on behind what is ours. `waiting` is the
@@ -66,11 +62,10 @@ impl Task {
                 Verdict::GoOn { adopted } if adopted.is_empty() => return Ok(Looked::Clear),
                 Verdict::GoOn { .. } => {}
                 Verdict::NewGeneration { other, .. } => {
-                    let why = self.foreign(&found[other]).await?;
                     // It may be that our state is too old, not that another one wrote.
                     return match self.adopt_newest().await? {
                         true => Ok(Looked::Anew),
-                        false => Err(why),
+                        false => Err(self.foreign(&found[other]).await?),
                     };
                 }
             }

@@ -136,15 +136,15 @@ impl Task {
             },
         }
         .to_string();
-        match put::put_object(&*self.store, &key, &encoded.file, &encoded.hash).await? {
+        let date = match put::put_object(&*self.store, &key, &encoded.file, &encoded.hash).await? {
             Stored::Taken => return self.look_at_taken(&key, encoded.hash).await,
-            Stored::Now(date) if self.is_doubtful(date) => {
-                self.look_behind_put(&key).await?;
-                self.answered(date);
-            }
-            Stored::Now(date) => self.answered(date),
-            Stored::Before => self.answered(None),
+            Stored::Now(date) => date,
+            Stored::Before => None,
+        };
+        if self.is_doubtful(date) {
+            self.look_behind_put(&key).await?;
         }
+        self.answered(date);
         self.segment_is_stored(key, encoded).await?;
         Ok(Looked::Clear)
     }

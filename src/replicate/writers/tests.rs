@@ -332,6 +332,27 @@ fn more_time_in_the_store_than_here_is_a_pause_that_we_did_not_see() {
     assert!(first.is_doubtful(minutes(0), up(0)));
 }
 
+#[test]
+fn what_was_stored_counts_after_a_look_if_anything_says_that_time_passed() {
+    let last = Contact {
+        uptime: up(0),
+        clock: minutes(0),
+        date: Some((minutes(0), up(0))),
+    };
+    let check = |date: Option<i64>, passed: u64, expect: bool| {
+        let (date, clock) = (date.map(minutes), minutes(passed as i64));
+        let is_doubtful = is_doubtful(Some(&last), date, up(passed), clock);
+        assert_eq!(is_doubtful, expect, "{date:?} {passed}");
+    };
+    check(Some(1), 1, false);
+    check(Some(11), 0, true);
+    check(Some(11), 11, true);
+    // It was there before.
+    check(None, 1, false);
+    check(None, 11, true);
+    assert!(is_doubtful(None, Some(minutes(0)), up(0), minutes(0)));
+}
+
 fn generation(ordinal: u32) -> GenerationId {
     GenerationId { ordinal, random: 7 }
 }
