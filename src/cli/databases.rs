@@ -5,6 +5,7 @@ use crate::cli::clock;
 use crate::cli::config::Config;
 use crate::cli::table::{self, Align, Column};
 use crate::cli::target::open;
+use futures_util::future::join_all;
 use futures_util::stream::{StreamExt, iter};
 use serde_json::{Value, json};
 use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings};
@@ -55,11 +56,11 @@ pub(crate) async fn run(args: &Databases, config: &Config) -> Result<()> {
 async fn rows(database: &DatabaseSettings, is_json: bool) -> Vec<(Vec<Value>, Option<Error>)> {
     // Whatever keeps the daemon from answering, the replicas can be looked at.
     let running = control::status(&database.capture.meta_path, false).await;
-    let running = running.ok().and_then(|mut all| all.pop());
+    let running = running.ok().flatten().and_then(|mut all| all.pop());
     let statuses = running.map(|status| status.replicas).unwrap_or_default();
-    let mut rows = Vec::new();
-    for replica in &database.replicas {
-        let (newest, failure) = match newest(replica).await {
+    let looked = join_all(database.replicas.iter().map(|it| newest(database, it))).await;
+    let row_of = |(replica, looked): (&ReplicaSettings, Result<_>)| {
+        let (newest, failure) = match looked {
             Ok(newest) => (newest, None),
             Err(e) => (None, Some(e)),
         };
@@ -68,25 +69,28 @@ async fn rows(database: &DatabaseSettings, is_json: bool) -> Vec<(Vec<Value>, Op
         let status = statuses
             .iter()
             .find(|status| status.name == replica.name || status.location == location);
-        rows.push((
-            row(database, replica, newest, status, clock()(), is_json),
-            failure,
-        ));
-    }
-    rows
+        let row = row(database, replica, newest, status, clock()(), is_json);
+        (row, failure)
+    };
+    database.replicas.iter().zip(looked).map(row_of).collect()
 }
 
 /// The newest restore point; None if there is nothing yet.
-async fn newest(replica: &ReplicaSettings) -> Result<Option<Timestamp>> {
+async fn newest(
+    database: &DatabaseSettings,
+    replica: &ReplicaSettings,
+) -> Result<Option<Timestamp>> {
     let looked = timeout(PATIENCE, open(&replica.location)).await;
     match looked {
         Ok(Ok(opened)) => Ok(opened.newest().map(|point| point.time)),
         Ok(Err(e)) if e.kind() == ErrorKind::NotFound => Ok(None),
         Ok(Err(e)) => Err(e),
         Err(_) => Err(Error::unavailable(format!(
-            "{}: no answer within {} s",
+            "{}: no answer within {} s; `sqlrepl points {} --replica {}` waits longer",
             replica.location,
-            PATIENCE.as_secs()
+            PATIENCE.as_secs(),
+            database.name,
+            replica.name
         ))),
     }
 }

@@ -57,27 +57,27 @@ fn one(database: &Path, meta_path: Option<&Path>, config: &Config) -> Result<Dat
 async fn ask(asked: Vec<DatabaseStatus>) -> Vec<DatabaseStatus> {
     let answers = asked.iter().map(|it| control::status(&it.meta_path, false));
     let answers = join_all(answers).await;
+    let speaks = |answer: &Result<_>| matches!(answer, Ok(Some(_)));
     let speaker = asked
         .iter()
         .zip(&answers)
-        .find(|(_, answer)| answer.is_ok());
+        .find(|(_, answer)| speaks(answer));
     let others = match speaker {
-        Some((speaker, _)) if answers.iter().any(Result::is_err) => {
+        Some((speaker, _)) if !answers.iter().all(speaks) => {
             control::status(&speaker.meta_path, true).await
         }
-        _ => Ok(Vec::new()),
+        _ => Ok(None),
     };
     // A daemon that ended meanwhile has nothing to say of the others.
-    let others = others.unwrap_or_default();
+    let others = others.ok().flatten().unwrap_or_default();
     let found = asked.into_iter().zip(answers).map(|(asked, answer)| {
-        let own = answer.ok().and_then(|mut found| found.pop());
-        let told = || {
-            others
-                .iter()
-                .find(|other| other.path == asked.path)
-                .cloned()
-        };
-        own.or_else(told).unwrap_or(asked)
+        let told = others.iter().find(|other| other.path == asked.path);
+        match (answer, told) {
+            (Ok(Some(mut found)), _) => found.pop().unwrap_or(asked),
+            (_, Some(told)) => told.clone(),
+            (Ok(None), None) => asked,
+            (Err(e), None) => asked.unknown(e.to_string()),
+        }
     });
     found.collect()
 }
@@ -118,6 +118,7 @@ fn rows(database: &DatabaseStatus) -> Vec<Vec<Value>> {
 fn state(database: &DatabaseStatus, replica: Option<&ReplicaStatus>) -> &'static str {
     match (database.state, replica.map(|replica| replica.state)) {
         (DatabaseState::NotRunning, _) => "not running",
+        (DatabaseState::Unknown, _) | (_, Some(ReplicaState::Unknown)) => "unknown",
         (DatabaseState::Failed, _) => "failed",
         (DatabaseState::Waiting, _) => "waiting to be tried again",
         (DatabaseState::Interrupted, _) => "not captured",

@@ -11,7 +11,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Take};
+use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -22,8 +23,11 @@ const SOCKET: &str = "control.sock";
 /// Wait after a request that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A file system that works, and a daemon, answer within this.
-const STATUS: Duration = Duration::from_secs(5);
+/// A daemon that works answers how it is within this, and who asks has asked.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest request.
+const REQUEST_BYTES: u64 = 64 << 10;
 
 const LOST: &str = "replicate ended before it answered";
 
@@ -139,8 +143,8 @@ async fn accept(listener: UnixListener, fleet: Weak<Fleet>, at: usize) {
 
 async fn answer(stream: UnixStream, fleet: &Fleet, at: usize) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read).lines();
-    let Some(line) = lines.next_line().await? else {
+    let mut lines = lines(read);
+    let Some(line) = request(&mut lines).await? else {
         return Ok(());
     };
     let response = tokio::select! {
@@ -151,6 +155,17 @@ async fn answer(stream: UnixStream, fleet: &Fleet, at: usize) -> std::io::Result
     let mut line = serde_json::to_vec(&response).expect("plain data has a JSON form");
     line.push(b'\n');
     write.write_all(&line).await
+}
+
+type Lines = tokio::io::Lines<BufReader<Take<OwnedReadHalf>>>;
+
+fn lines(read: OwnedReadHalf) -> Lines {
+    BufReader::new(read.take(REQUEST_BYTES)).lines()
+}
+
+/// What is asked; who takes too long for that holds nothing of ours.
+async fn request(lines: &mut Lines) -> std::io::Result<Option<String>> {
+    timeout(PATIENCE, lines.next_line()).await?
 }
 
 async fn respond(line: &str, fleet: &Fleet, at: usize) -> Response {
@@ -179,34 +194,32 @@ async fn respond(line: &str, fleet: &Fleet, at: usize) -> Response {
 /// on its replicas, and waits for that.
 ///
 /// # Errors
-/// `Unavailable`: no daemon runs there, or with its reason.
+/// `Unavailable`: no daemon runs there, it does not answer, or with its reason.
 pub async fn sync(meta_path: &Path, replica: Option<String>, timeout: Duration) -> Result<()> {
     let request = Request::Sync {
         replica,
         timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
     };
-    match ask(meta_path, &request).await? {
-        Response::Done => Ok(()),
-        other => Err(unexpected(other)),
+    match ask(meta_path, &request, timeout.saturating_add(PATIENCE)).await? {
+        Some(Response::Done) => Ok(()),
+        Some(other) => Err(unexpected(other)),
+        None => Err(Error::unavailable(format!(
+            "no replicate runs with its spool in {} (start it, or give --meta-path)",
+            meta_path.display()
+        ))),
     }
 }
 
 /// Asks the daemon whose spool lies in `meta_path` how its database is; with `all`, how all the
-/// databases of that process are.
+/// databases of that process are. None if no daemon runs there.
 ///
 /// # Errors
-/// `Unavailable`: no daemon runs there, or it does not answer.
-pub async fn status(meta_path: &Path, all: bool) -> Result<Vec<DatabaseStatus>> {
-    let request = Request::Status { all };
-    match timeout(STATUS, ask(meta_path, &request)).await {
-        Ok(answer) => match answer? {
-            Response::Status(statuses) => Ok(statuses),
-            other => Err(unexpected(other)),
-        },
-        Err(_) => Err(Error::unavailable(format!(
-            "replicate did not answer within {} s",
-            STATUS.as_secs()
-        ))),
+/// `Unavailable`: one may run there, but it does not say.
+pub async fn status(meta_path: &Path, all: bool) -> Result<Option<Vec<DatabaseStatus>>> {
+    match ask(meta_path, &Request::Status { all }, PATIENCE).await? {
+        Some(Response::Status(statuses)) => Ok(Some(statuses)),
+        Some(other) => Err(unexpected(other)),
+        None => Ok(None),
     }
 }
 
@@ -217,27 +230,54 @@ fn unexpected(response: Response) -> Error {
     }
 }
 
-async fn ask(meta_path: &Path, request: &Request) -> Result<Response> {
-    let absent = |e: std::io::Error| {
-        let place = meta_path.display();
-        Error::unavailable(format!(
-            "no replicate runs with its spool in {place} (start it, or give --meta-path)"
-        ))
-        .because(e)
+/// The answer; None if nobody is there to give one.
+async fn ask(meta_path: &Path, request: &Request, limit: Duration) -> Result<Option<Response>> {
+    let answered = async {
+        let stream = match connect(meta_path).await {
+            Ok(stream) => stream,
+            Err(e) if is_absent(&e) => return Ok(None),
+            Err(e) => return Err(unasked(meta_path, e)),
+        };
+        converse(stream, request).await.map(Some)
     };
+    timeout(limit, answered).await.unwrap_or_else(|_| {
+        Err(Error::unavailable(format!(
+            "the replicate with its spool in {} did not answer within {limit:?}; look at its log, \
+             or end it and start it again",
+            meta_path.display()
+        )))
+    })
+}
+
+async fn connect(meta_path: &Path) -> std::io::Result<UnixStream> {
     let place = meta_path.to_owned();
-    let address = blocking(move || Ok(Address::of(&place)));
-    let address = match timeout(STATUS, address).await {
-        Ok(address) => address?.map_err(absent)?,
-        Err(_) => {
-            return Err(Error::unavailable(format!(
-                "{} did not answer within {} s",
-                meta_path.display(),
-                STATUS.as_secs()
-            )));
+    // Its file system may be dead.
+    let opening = blocking(move || Ok(Address::of(&place)));
+    let address = timeout(PATIENCE / 2, opening).await?;
+    let address = address.map_err(std::io::Error::other)??;
+    UnixStream::connect(&address.path).await
+}
+
+/// Whether nobody listens: there is no spool, no socket in it, or that of a process that ended.
+fn is_absent(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error.kind(), NotFound | ConnectionRefused)
+}
+
+/// Whether somebody listens is not known.
+fn unasked(meta_path: &Path, error: std::io::Error) -> Error {
+    let place = meta_path.display();
+    let sentence = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            format!("the spool in {place} is another's; ask as the user that runs replicate")
         }
+        std::io::ErrorKind::TimedOut => format!("{place} does not answer; see to its file system"),
+        _ => format!("ask the replicate with its spool in {place}"),
     };
-    let mut stream = UnixStream::connect(&address.path).await.map_err(absent)?;
+    Error::unavailable(sentence).because(error)
+}
+
+async fn converse(mut stream: UnixStream, request: &Request) -> Result<Response> {
     let mut line = serde_json::to_vec(request).expect("plain data has a JSON form");
     line.push(b'\n');
     let lost = |e: std::io::Error| Error::unavailable(LOST).because(e);
@@ -248,4 +288,63 @@ async fn ask(meta_path: &Path, request: &Request) -> Result<Response> {
         .await
         .map_err(lost)?;
     serde_json::from_str(&answer.unwrap_or_default()).map_err(|_| Error::unavailable(LOST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn only_a_socket_that_nobody_has_open_means_that_no_daemon_runs() {
+        for (kind, is_nobody) in [
+            (ErrorKind::NotFound, true),
+            (ErrorKind::ConnectionRefused, true),
+            (ErrorKind::PermissionDenied, false),
+            (ErrorKind::WouldBlock, false),
+        ] {
+            assert_eq!(is_absent(&kind.into()), is_nobody, "{kind}");
+        }
+        let said = unasked(Path::new("/spool"), ErrorKind::PermissionDenied.into());
+        assert_eq!(
+            said.to_string(),
+            "the spool in /spool is another's; ask as the user that runs replicate: permission \
+             denied"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_does_not_answer_is_no_daemon_that_does_not_run() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(status(folder.path(), false).await.unwrap(), None);
+        let _deaf = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
+        let place = folder.path().display();
+        let expected = |limit| {
+            format!(
+                "the replicate with its spool in {place} did not answer within {limit}; look at \
+                 its log, or end it and start it again"
+            )
+        };
+        let said = status(folder.path(), false).await.unwrap_err();
+        assert_eq!(said.to_string(), expected("5s"));
+        let said = sync(folder.path(), None, Duration::from_secs(2)).await;
+        assert_eq!(said.unwrap_err().to_string(), expected("7s"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_never_ends_a_request_is_not_waited_for() {
+        let (mut asking, asked) = UnixStream::pair().unwrap();
+        asking.write_all(b"{").await.unwrap();
+        let (read, _write) = asked.into_split();
+        let never = request(&mut lines(read)).await.unwrap_err();
+        assert_eq!(never.kind(), ErrorKind::TimedOut);
+        let (mut asking, asked) = UnixStream::pair().unwrap();
+        let endless =
+            tokio::spawn(async move { while asking.write_all(&[b'x'; 4096]).await.is_ok() {} });
+        let (read, write) = asked.into_split();
+        let text = request(&mut lines(read)).await.unwrap().unwrap();
+        assert_eq!(text.len() as u64, REQUEST_BYTES);
+        drop(write);
+        endless.abort();
+    }
 }

@@ -44,6 +44,8 @@ pub enum DatabaseState {
     Failed,
     /// No process replicates it.
     NotRunning,
+    /// A process may replicate it, but does not say how it is.
+    Unknown,
 }
 
 /// A replica.
@@ -90,6 +92,8 @@ pub enum ReplicaState {
     Failed,
     /// Its database is not replicated.
     NotRunning,
+    /// Whoever replicates its database does not say.
+    Unknown,
 }
 
 impl DatabaseStatus {
@@ -128,6 +132,15 @@ impl DatabaseStatus {
             replicas: replicas.collect(),
             ..Self::not_running(settings.name.clone(), path.clone(), meta_path.clone())
         }
+    }
+
+    /// The same of a database that a process may replicate which does not say how it is.
+    #[must_use]
+    pub fn unknown(mut self, trouble: String) -> Self {
+        for replica in &mut self.replicas {
+            replica.state = ReplicaState::Unknown;
+        }
+        self.with(DatabaseState::Unknown, Some(trouble))
     }
 
     /// The same in another state.

@@ -212,6 +212,35 @@ fn databases_without_a_daemon_are_shown_as_not_running() {
     assert!(text.stdout.contains("not running"), "{text}");
 }
 
+/// README: "A daemon that hangs, or is another user's, makes its databases `unknown`."
+#[test]
+fn a_daemon_that_hangs_is_not_said_not_to_run() {
+    let world = World::new();
+    make(&world, "app");
+    config(&world, &["app"]);
+    let mut daemon = world.replicate("--config fleet.toml");
+    await_sync(&world, &mut daemon, "app");
+    daemon.signal(libc::SIGSTOP);
+    let (databases, code) = status(&world, "--config fleet.toml");
+    assert_eq!(code, 1);
+    let app = &databases[0];
+    assert_eq!(app["state"], "unknown", "{app}");
+    assert_eq!(app["replicas"][0]["state"], "unknown", "{app}");
+    let why = app["trouble"].as_str().unwrap();
+    assert!(
+        why.contains("did not answer within 5s; look at its log"),
+        "{why}"
+    );
+    let text = world.sqlrepl("status app.db").fails(1, "app is not well");
+    assert!(text.stdout.contains("unknown"), "{text}");
+    world
+        .sqlrepl("sync app.db --timeout 100ms")
+        .fails(1, "did not answer within 5.1s");
+    daemon.signal(libc::SIGCONT);
+    assert_eq!(status(&world, "--config fleet.toml").1, 0);
+    assert_eq!(daemon.term(), 0);
+}
+
 /// README: "`sqlrepl status` shows how far a replica is behind while its store is away."
 #[test]
 fn the_lag_is_shown_while_a_replica_is_away_and_ends_when_it_is_back() {
