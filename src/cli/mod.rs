@@ -24,7 +24,7 @@ use sqlrepl::format::ids::Timestamp;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Pages that a command keeps in memory, bytes.
@@ -139,8 +139,12 @@ fn environment() -> Environment {
     }
 }
 
-/// Returns at SIGINT or SIGTERM. The signals are caught from the call on; a second one ends the
-/// process at once.
+/// For this long after the first signal another one is the same wish. `timeout` sends two, to the
+/// process and to its group, and Ctrl-C reaches both a program and whoever passes it on.
+const SAME_WISH: Duration = Duration::from_secs(1);
+
+/// Returns at SIGINT or SIGTERM. The signals are caught from the call on; a second one, not just
+/// after the first, ends the process at once.
 fn stop_signal() -> Result<impl Future<Output = ()>> {
     let catch = |kind| signal(kind).map_err(|e| Error::disk("catch signals", e));
     let mut interrupt = catch(SignalKind::interrupt())?;
@@ -151,10 +155,13 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
             _ = terminate.recv() => "SIGTERM",
         };
         tracing::info!("{first}: ending");
+        let began = Instant::now();
         tokio::spawn(async move {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+            while began.elapsed() < SAME_WISH {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
             }
             tracing::warn!("second signal: ended at once");
             std::process::exit(1);

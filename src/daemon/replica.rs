@@ -53,9 +53,15 @@ impl Replica {
         let mut status = self.uploader.status.clone();
         let there =
             status.wait_for(|status| status.failed.is_some() || status.durable >= Some(seq));
-        match timeout_at(deadline, there).await {
-            Ok(Ok(status)) if status.failed.is_none() => Ok(()),
-            _ => Err(not_durable(&self.name, &self.uploader.status, timeout)),
+        let there = timeout_at(deadline, there).await;
+        let there = there.map(|ended| ended.is_ok_and(|status| status.failed.is_none()));
+        match there {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(not_durable(&self.name, &self.uploader.status, "")),
+            Err(_) => {
+                let after = format!(" after {timeout:?}");
+                Err(not_durable(&self.name, &self.uploader.status, &after))
+            }
         }
     }
 
@@ -132,7 +138,8 @@ fn has_panicked(status: &watch::Receiver<Status>) -> bool {
     status.borrow().failed.is_none() && status.has_changed().is_err()
 }
 
-fn not_durable(name: &str, status: &watch::Receiver<Status>, timeout: Duration) -> Error {
+/// `after`: the time that has passed, if it is that which is over.
+fn not_durable(name: &str, status: &watch::Receiver<Status>, after: &str) -> Error {
     let has_panicked = has_panicked(status);
     let status = status.borrow();
     let why = match (&status.trouble, status.durable) {
@@ -141,9 +148,7 @@ fn not_durable(name: &str, status: &watch::Receiver<Status>, timeout: Duration) 
         (None, None) => "its first snapshot is not stored yet".to_owned(),
         (None, Some(_)) => "commits are still on their way".to_owned(),
     };
-    Error::unavailable(format!(
-        "replica {name} lacks commits after {timeout:?}: {why}"
-    ))
+    Error::unavailable(format!("replica {name} lacks commits{after}: {why}"))
 }
 
 /// The folder of a replica's state in the spool, told by where the replica lies: two servers may
@@ -169,8 +174,36 @@ mod tests {
         assert!(!gave_up(&status));
         drop(sender);
         assert!(gave_up(&status));
-        let said = not_durable("r", &status, Duration::from_secs(1)).to_string();
+        let said = not_durable("r", &status, "").to_string();
         assert!(said.contains(ENDED), "{said}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_is_named_only_if_it_is_over() {
+        let lacks = async |uploader| {
+            let (name, location) = ("r".to_owned(), "/r".to_owned());
+            let replica = Replica {
+                name,
+                location,
+                uploader,
+            };
+            let timeout = Duration::from_secs(30);
+            let said = replica.durable(1, timeout, Instant::now() + timeout).await;
+            said.unwrap_err().to_string()
+        };
+        let gave_up = Uploader::given_up(&Error::invalid("it has moved"));
+        assert_eq!(
+            lacks(gave_up).await,
+            "replica r lacks commits: it has moved"
+        );
+        let (sender, status) = watch::channel(Status::default());
+        let mut busy = Uploader::given_up(&Error::invalid("it has moved"));
+        busy.status = status;
+        assert_eq!(
+            lacks(busy).await,
+            "replica r lacks commits after 30s: its first snapshot is not stored yet"
+        );
+        drop(sender);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::program::{LONG, wait_for, wait_until};
 use crate::world::World;
 use crate::writer::{Setup, Writer};
 use std::fs;
+use std::time::{Duration, Instant};
 
 /// README: "SIGINT and SIGTERM flush what is pending; the exit code is 0."
 #[test]
@@ -23,6 +24,44 @@ fn an_asked_for_end_flushes_what_is_pending_and_exits_with_0() {
             "pending"
         );
     }
+}
+
+#[test]
+fn two_signals_in_one_moment_are_one_wish() {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.replicate("app.db replicas/app --sync-interval 1h");
+    world.await_sync(&mut daemon);
+    world.sql("app.db", "UPDATE t SET v = 'pending' WHERE id = 1");
+    // As `timeout` does, to the process and to its group; unlike two of one kind these are two
+    // however fast they come.
+    daemon.signal(libc::SIGTERM);
+    daemon.signal(libc::SIGINT);
+    assert_eq!(daemon.wait_exit(), 0);
+    world.restore("out.db", "");
+    let restored = world.sql("out.db", "SELECT v FROM t WHERE id = 1");
+    assert_eq!(restored, "pending");
+}
+
+/// README: "Another SIGINT or SIGTERM, a second later or more, ends the process at once."
+#[test]
+fn a_second_signal_ends_what_a_store_that_is_away_holds_up() {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.daemon();
+    world.take_replica_away();
+    world.sql("app.db", "UPDATE t SET v = 'pending' WHERE id = 1");
+    daemon.signal(libc::SIGTERM);
+    daemon.wait_says("SIGTERM: ending");
+    let asked = Instant::now();
+    wait_until(LONG, "the moment to pass", || {
+        asked.elapsed() > Duration::from_millis(1200)
+    });
+    assert!(daemon.is_running());
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait_exit(), 1);
+    assert!(daemon.stderr().contains("second signal: ended at once"));
+    assert!(asked.elapsed() < Duration::from_secs(8));
 }
 
 /// README: "No table and, but for the switch to WAL mode, no write in your database."
