@@ -140,7 +140,8 @@ pub(crate) struct Restore {
     /// The file to write; must not exist [default: the database's path in the config file]
     #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
-    /// From this replica [default: the first of the database that has the moment]
+    /// From this replica [default: the first of the database that has the moment, for the newest
+    /// moment the one that goes furthest]
     #[arg(long, value_name = "NAME")]
     pub(crate) replica: Option<String>,
     /// The moment: 2024-01-01T10:30:00Z, 2024-01-01, @1704105000, 5m-ago, yesterday, latest, ...

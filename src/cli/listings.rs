@@ -136,7 +136,7 @@ async fn replica_of(
     let candidates = Target::find(&args.target, config)?.candidates(args.replica.as_deref())?;
     first(&candidates, async |replica, _| {
         refuse_unknown(replica, generation)?;
-        Ok(Arc::clone(replica))
+        Ok((Arc::clone(replica), None))
     })
     .await
 }

@@ -6,7 +6,7 @@ use crate::cli::target::{Target, first};
 use crate::cli::{clock, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use sqlrepl::error::{Error, ErrorKind, Result};
-use sqlrepl::format::ids::RestorePoint;
+use sqlrepl::format::ids::{RestorePoint, Timestamp};
 use sqlrepl::format::moment::Moment;
 use sqlrepl::materialize::pages::Database;
 use sqlrepl::restore::{RestoreOptions, refuse_existing, restore, summarize};
@@ -38,12 +38,14 @@ pub(crate) async fn run(args: Restore, config: &Config) -> Result<()> {
     let holds_something = Cell::new(false);
     let opened = first(&candidates, async |replica, candidate| {
         holds_something.set(holds_something.get() || replica.newest().is_some());
-        let point = match args.generation {
-            Some(generation) => replica.resolve_in(generation, moment)?,
-            None => replica.resolve(moment)?,
+        let resolve = |moment| match args.generation {
+            Some(generation) => replica.resolve_in(generation, moment),
+            None => replica.resolve(moment),
         };
+        let point = resolve(moment)?;
+        let end = end_before(moment, resolve(Moment::Latest)?.time);
         let database = replica.open(&point).await?;
-        Ok((database, point, candidate.name.clone()))
+        Ok(((database, point, candidate.name.clone()), end))
     })
     .await;
     match opened {
@@ -59,6 +61,15 @@ pub(crate) async fn run(args: Restore, config: &Config) -> Result<()> {
             let what = described(&from, &point, &output);
             write(&args, &database, &output, &what).await
         }
+    }
+}
+
+/// The end of a replica, if the moment may lie behind it.
+fn end_before(moment: Moment, end: Timestamp) -> Option<Timestamp> {
+    match moment {
+        Moment::Latest => Some(end),
+        Moment::At(time) => (time > end).then_some(end),
+        Moment::Txid(..) => None,
     }
 }
 

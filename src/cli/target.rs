@@ -7,6 +7,8 @@ use sqlrepl::config::file::{is_named, replica_name};
 use sqlrepl::config::location::{Location, real_path};
 use sqlrepl::config::settings::{DatabaseSettings, Settings};
 use sqlrepl::error::{Error, ErrorKind, Result};
+use sqlrepl::format::ids::Timestamp;
+use sqlrepl::format::key::GENERATIONS;
 use sqlrepl::materialize::cache::BlockCache;
 use sqlrepl::materialize::replica::Replica;
 use sqlrepl::storage;
@@ -51,7 +53,7 @@ impl<'a> Target<'a> {
         };
         let path = Path::new(text);
         let is_url = text.contains("://") || text.starts_with("s3:");
-        if is_url || path.join("generations").is_dir() {
+        if is_url || path.join(GENERATIONS).is_dir() {
             return as_written();
         }
         if let Some(database) = config.known().and_then(|known| named(known, text)) {
@@ -140,44 +142,65 @@ pub(crate) async fn open(location: &Location) -> Result<Arc<Replica>> {
     Ok(replica)
 }
 
-/// What `ask` gives of the first replica that answers and has what it asks for. Those that do not
-/// are passed over with a warning.
+/// What a replica has of what was asked for; and, if that is the last that it holds, of when that
+/// is: then another replica may go further.
+pub(crate) type Answer<T> = (T, Option<Timestamp>);
+
+/// What `ask` gives of the first replica that answers and has what it asks for, or, where none has
+/// all of it, of the one that goes furthest. Those that are passed over for that are warned of.
 ///
 /// # Errors
 /// The only one's; else what came of each, as `NotFound` only if none has it, for sure.
 pub(crate) async fn first<T>(
     candidates: &[Candidate],
-    ask: impl AsyncFn(&Arc<Replica>, &Candidate) -> Result<T>,
+    ask: impl AsyncFn(&Arc<Replica>, &Candidate) -> Result<Answer<T>>,
 ) -> Result<T> {
     let mut failures: Vec<(&str, Error)> = Vec::new();
+    let mut furthest: Option<(&str, T, Timestamp)> = None;
     for (n, candidate) in candidates.iter().enumerate() {
-        let look = open(&candidate.location);
-        let looked = match n + 1 < candidates.len() {
-            true => timeout(PATIENCE, look).await.unwrap_or_else(|_| {
-                Err(Error::unavailable(format!(
-                    "{}: no answer within {} s; --replica waits longer",
-                    candidate.location,
-                    PATIENCE.as_secs()
-                )))
-            }),
-            false => look.await,
-        };
-        let asked = match looked {
+        let has_others = n + 1 < candidates.len() || furthest.is_some();
+        let asked = match look(candidate, has_others).await {
             Ok(replica) => ask(&replica, candidate).await,
             Err(e) => Err(e),
         };
-        match asked {
-            Ok(answer) => return Ok(answer),
-            Err(e) if e.kind() == ErrorKind::Invalid => return Err(e),
-            Err(e) => {
-                if n + 1 < candidates.len() {
+        match (asked, &furthest) {
+            (Ok((answer, None)), _) => return Ok(answer),
+            (Ok((answer, Some(end))), None) => furthest = Some((&candidate.name, answer, end)),
+            (Ok((answer, Some(end))), Some((name, _, other))) if end > *other => {
+                tracing::warn!("replica {name} is passed over: it ends at {other}");
+                furthest = Some((&candidate.name, answer, end));
+            }
+            (Ok(_), Some(_)) => {}
+            (Err(e), None) if e.kind() == ErrorKind::Invalid => return Err(e),
+            // It has nothing, for sure, so it does not go further.
+            (Err(e), Some(_)) if e.kind() == ErrorKind::NotFound => {}
+            (Err(e), _) => {
+                if has_others {
                     tracing::warn!("replica {} is passed over: {e}", candidate.name);
                 }
                 failures.push((&candidate.name, e));
             }
         }
     }
-    Err(none(failures))
+    match furthest {
+        Some((_, answer, _)) => Ok(answer),
+        None => Err(none(failures)),
+    }
+}
+
+/// A replica, read once. While there is another one it must answer in time.
+async fn look(candidate: &Candidate, has_others: bool) -> Result<Arc<Replica>> {
+    let look = open(&candidate.location);
+    if !has_others {
+        return look.await;
+    }
+    timeout(PATIENCE, look).await.unwrap_or_else(|_| {
+        Err(Error::unavailable(format!(
+            "{}: no answer within {} s; --replica waits longer",
+            candidate.location,
+            PATIENCE.as_secs()
+        )))
+    })
 }
 
 /// Of several failures one that leaves the matter open weighs most.

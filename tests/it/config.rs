@@ -208,7 +208,7 @@ fn a_database_is_restored_by_its_name_or_path_to_where_it_belongs() {
     let ours = |arguments: &str| world.sqlrepl(&format!("--config c.toml {arguments}"));
     ours("restore app").fails(2, "app.db exists");
     ours("restore app --if-db-not-exists").ok();
-    let said = ours("restore app -o out.db").ok();
+    let said = ours("restore app -o out.db --replica one").ok();
     assert!(said.starts_with("restored one as of "), "{said}");
     assert_eq!(version(&world, "out.db"), "first");
     ours("restore app.db -o two.db --replica two").ok();
@@ -230,6 +230,49 @@ fn a_database_is_restored_by_its_name_or_path_to_where_it_belongs() {
         let of_two = ours(&format!("{listing} app --replica two --json")).ok();
         assert_eq!(of_two, ours(&format!("{listing} backup/two --json")).ok());
     }
+}
+
+/// README: "`restore` of the newest moment looks at all replicas of a database and takes the one
+/// that goes furthest."
+#[test]
+fn a_replica_that_others_have_left_behind_is_not_taken_for_the_newest() {
+    let world = two_replicas();
+    let end = world.points_of("backup/one").pop().unwrap().time;
+    let ours = |arguments: &str| world.sqlrepl(&format!("--config c.toml {arguments}"));
+    config(
+        &world,
+        &[
+            ("one", "backup/one"),
+            ("two", "backup/two"),
+            ("new", "backup/new"),
+        ],
+    );
+    for (to, moment) in [("a.db", ""), ("b.db", "--timestamp now")] {
+        let restored = ours(&format!("restore app -o {to} {moment}"));
+        let said = format!("replica one is passed over: it ends at {end}");
+        assert!(restored.stderr.contains(&said), "{restored}");
+        assert!(restored.ok().starts_with("restored two as of "));
+        assert_eq!(version(&world, to), "second");
+    }
+    // What the first one has is not asked of others; of those that go equally far it is the first.
+    let restored = ours(&format!("restore app -o old.db --timestamp {end}"));
+    assert!(!restored.stderr.contains("passed over"), "{restored}");
+    assert!(restored.ok().starts_with("restored one as of "));
+    assert!(world.run("cp", &["-r", "backup/one", "backup/again"]).code == 0);
+    config(
+        &world,
+        &[
+            ("one", "backup/one"),
+            ("again", "backup/again"),
+            ("away", NOWHERE),
+        ],
+    );
+    let restored = ours("restore app -o same.db");
+    assert!(
+        restored.stderr.contains("replica away is passed over: "),
+        "{restored}"
+    );
+    assert!(restored.ok().starts_with("restored one as of "));
 }
 
 /// README: "`restore` of a database reads the first of its replicas that has the moment, and passes
