@@ -38,7 +38,9 @@ fn as_text(columns: &[Column], rows: &[Vec<Value>]) -> String {
     let heading: Vec<String> = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
     let cells = rows.iter().map(|row| row.iter().map(cell).collect());
     let lines: Vec<Vec<String>> = std::iter::once(heading).chain(cells).collect();
-    let width = |at: usize| lines.iter().map(|line| line[at].len()).max().unwrap_or(0);
+    // In characters, as they are padded.
+    let width = |at: usize| lines.iter().map(|line| line[at].chars().count()).max();
+    let width = |at: usize| width(at).unwrap_or(0);
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
     let mut text = String::new();
     for line in &lines {
@@ -81,11 +83,11 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = vec![
             vec![json!("a"), json!(12345), json!(true)],
-            vec![json!("bcdefg"), Value::Null, json!(false)],
+            vec![json!("bc\u{e4}\u{f6}fg"), Value::Null, json!(false)],
         ];
         assert_eq!(
             as_text(&COLUMNS, &rows),
-            "NAME     SIZE  EXACT\na       12345  yes\nbcdefg      -  no\n"
+            "NAME     SIZE  EXACT\na       12345  yes\nbc\u{e4}\u{f6}fg      -  no\n"
         );
     }
 

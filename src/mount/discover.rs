@@ -2,6 +2,7 @@
 //! below it, or one database with several replicas. Finds them; remembers nothing.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::key::GENERATIONS;
 use crate::storage::Store;
 use futures_util::future::join_all;
 use futures_util::stream::{StreamExt, TryStreamExt};
@@ -9,9 +10,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
-
-/// A replica's own folder, by which it is known.
-const GENERATIONS: &str = "generations/";
 
 /// Folders asked at once.
 const AT_ONCE: usize = 16;
@@ -74,7 +72,18 @@ pub struct Found {
     pub passed_over: Vec<Error>,
 }
 
-/// The replicas of all sources. `is_known` spares a question to the store about a replica that was
+/// What is known of a replica from before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// It was not found yet.
+    New,
+    /// It was found, and nothing speaks against reading it.
+    Found,
+    /// It was found, but could not be read when last asked.
+    Failing,
+}
+
+/// The replicas of all sources. `before` spares questions to the stores about replicas that were
 /// found before.
 ///
 /// # Errors
@@ -82,13 +91,11 @@ pub struct Found {
 /// database was found, why one was passed over.
 pub async fn replicas(
     sources: &[Source],
-    is_known: &(dyn Fn(&Place) -> bool + Sync),
+    before: &(dyn Fn(&Place) -> Before + Sync),
 ) -> Result<Found> {
     let mut found = Found::default();
     let each = sources.iter().enumerate();
-    let each: Vec<_> = each
-        .map(|(n, source)| within(n, source, is_known))
-        .collect();
+    let each: Vec<_> = each.map(|(n, source)| within(n, source, before)).collect();
     let mut each = futures_util::stream::iter(each).buffered(AT_ONCE);
     while let Some(one) = each.next().await {
         let (places, passed_over) = one?;
@@ -119,27 +126,28 @@ pub async fn replicas(
 async fn within(
     n: usize,
     source: &Source,
-    is_known: &(dyn Fn(&Place) -> bool + Sync),
+    before: &(dyn Fn(&Place) -> Before + Sync),
 ) -> Result<(Vec<Place>, Vec<Error>)> {
     match source {
-        Source::Folder(store) => Ok((below(n, store, is_known).await?, Vec::new())),
-        Source::Database { replicas, .. } => Ok(best(n, replicas, is_known).await),
+        Source::Folder(store) => Ok((below(n, store, before).await?, Vec::new())),
+        Source::Database { replicas, .. } => Ok(best(n, replicas, before).await),
     }
 }
 
 /// The first replica of a database that answers and holds something. One that was found before
-/// stays, unless one before it answers now.
+/// stays, unless one before it answers now; one that fails, if no other answers.
 async fn best(
     source: usize,
     replicas: &[Arc<dyn Store>],
-    is_known: &(dyn Fn(&Place) -> bool + Sync),
+    before: &(dyn Fn(&Place) -> Before + Sync),
 ) -> (Vec<Place>, Vec<Error>) {
     let part = |n| Place {
         source,
         part: Part::Replica(n),
     };
-    let known = (0..replicas.len()).find(|n| is_known(&part(*n)));
-    let asked = &replicas[..known.unwrap_or(replicas.len())];
+    let first = |state| (0..replicas.len()).find(|n| before(&part(*n)) == state);
+    let shown = first(Before::Found);
+    let asked = &replicas[..shown.unwrap_or(replicas.len())];
     let answers: Vec<_> = asked.iter().map(holds_replica).collect();
     let mut passed_over = Vec::new();
     for (n, answer) in join_all(answers).await.into_iter().enumerate() {
@@ -149,7 +157,8 @@ async fn best(
             Err(e) => passed_over.push(e),
         }
     }
-    (known.map(part).into_iter().collect(), passed_over)
+    let kept = shown.or_else(|| first(Before::Failing));
+    (kept.map(part).into_iter().collect(), passed_over)
 }
 
 /// Whether a replica lies at the root of a store, if it answers in time.
@@ -169,7 +178,7 @@ async fn holds_replica(store: &Arc<dyn Store>) -> Result<bool> {
 async fn below(
     source: usize,
     store: &Arc<dyn Store>,
-    is_known: &(dyn Fn(&Place) -> bool + Sync),
+    before: &(dyn Fn(&Place) -> Before + Sync),
 ) -> Result<Vec<Place>> {
     let folders = store.list_folder("").await?;
     if folders.iter().any(|name| name == GENERATIONS) {
@@ -187,7 +196,8 @@ async fn below(
     }
     let asked = futures_util::stream::iter(places)
         .map(|place| async move {
-            let is_replica = is_known(&place) || is_replica(store, &place).await?;
+            let is_known = before(&place) != Before::New;
+            let is_replica = is_known || is_replica(store, &place).await?;
             Ok::<_, Error>(is_replica.then_some(place))
         })
         .buffered(AT_ONCE);
@@ -257,8 +267,20 @@ mod tests {
 
     /// Which replica of `app` is found, and how many others were passed over.
     async fn found(sources: &[Source], known: &[usize]) -> Result<(Option<Part>, usize)> {
+        found_after(sources, known, Before::Found).await
+    }
+
+    async fn found_after(
+        sources: &[Source],
+        known: &[usize],
+        state: Before,
+    ) -> Result<(Option<Part>, usize)> {
         let known: Vec<Part> = known.iter().map(|n| Part::Replica(*n)).collect();
-        let found = replicas(sources, &|place| known.contains(&place.part)).await?;
+        let before = |place: &Place| match known.contains(&place.part) {
+            true => state,
+            false => Before::New,
+        };
+        let found = replicas(sources, &before).await?;
         let part = found.by_name.get("app").map(|place| place.part.clone());
         Ok((part, found.passed_over.len()))
     }
@@ -278,6 +300,18 @@ mod tests {
         stores[1].set_rule(|_| None);
         assert_eq!(found(&sources, &[2]).await.unwrap(), second);
         assert_eq!(stores[2].counts(Verb::ListFolder).calls, asked);
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_fails_gives_way_to_one_that_answers() {
+        let (stores, sources) = database().await;
+        let failing = async || found_after(&sources, &[1], Before::Failing).await.unwrap();
+        // It fails no longer.
+        assert_eq!(failing().await, (Some(Part::Replica(1)), 0));
+        stores[1].set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+        assert_eq!(failing().await, (Some(Part::Replica(2)), 1));
+        stores[2].set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+        assert_eq!(failing().await, (Some(Part::Replica(1)), 2));
     }
 
     #[tokio::test]

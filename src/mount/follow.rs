@@ -139,6 +139,11 @@ impl Follow {
         )
     }
 
+    /// True if the last look failed.
+    pub fn is_failing(&self) -> bool {
+        matches!(self.state().last, Last::Failed { .. })
+    }
+
     /// The look that is on the way, or a new one that does `work`. Must be called within the
     /// runtime.
     pub fn look<W>(self: &Arc<Self>, clock: &crate::config::Clock, work: W) -> Look

@@ -18,7 +18,7 @@ use crate::materialize::cache::BlockCache;
 use crate::materialize::pages::Database;
 use crate::materialize::replica::{PointsQuery, Replica};
 use crate::mount::complaints::Complaints;
-use crate::mount::discover::{self, Place, Source};
+use crate::mount::discover::{self, Before, Place, Source};
 use crate::mount::follow::{Follow, Look, Need};
 use crate::mount::inode::{DatabaseNumber, Inode, Meaning, Slots};
 use crate::mount::locked;
@@ -237,11 +237,16 @@ impl View {
     }
 
     async fn discover(&self) -> Result<()> {
-        let is_known = |place: &Place| {
+        let before = |place: &Place| {
             let databases = locked(&self.databases);
-            databases.all.iter().any(|member| member.place == *place)
+            let member = databases.all.iter().find(|member| member.place == *place);
+            match member {
+                None => Before::New,
+                Some(member) if member.follow.is_failing() => Before::Failing,
+                Some(_) => Before::Found,
+            }
         };
-        let found = discover::replicas(&self.sources, &is_known).await?;
+        let found = discover::replicas(&self.sources, &before).await?;
         for error in &found.passed_over {
             if locked(&self.complaints).is_news(&error.to_string(), Instant::now()) {
                 tracing::warn!("a replica is passed over: {error}");
@@ -294,18 +299,26 @@ impl View {
         let Some(name) = name else {
             return Ok(Answer::Now(Found::Nothing(SETTLED_TTL)));
         };
-        let known = || {
-            let member = locked(&self.databases).by_name.get(name).cloned();
-            member.map(|member| Entry {
+        let known = || locked(&self.databases).by_name.get(name).cloned();
+        let entry = |member: Arc<Member>| {
+            Found::Entry(Entry {
                 attributes: self.database_attributes(&member),
-                ttl: SETTLED_TTL,
+                ttl: self.database_ttl(&member),
             })
         };
-        if let Some(entry) = known() {
-            return Ok(Answer::Now(Found::Entry(entry)));
+        if let Some(member) = known() {
+            // Another replica may answer while this one fails.
+            let need = match self.has_others(&member) && member.follow.is_failing() {
+                true => self.need(&Subject::Root, how, self.options.refresh),
+                false => Need::Nothing,
+            };
+            return Ok(match need {
+                Need::Nothing => Answer::Now(entry(member)),
+                Need::Wait | Need::Behind => Answer::Behind(entry(member), Subject::Root),
+            });
         }
         self.answer(Subject::Root, how, || {
-            Ok(known().map_or(Found::Nothing(self.name_ttl(&self.root)), Found::Entry))
+            Ok(known().map_or_else(|| Found::Nothing(self.name_ttl(&self.root)), entry))
         })
     }
 
@@ -438,7 +451,12 @@ impl View {
         let databases = locked(&self.databases);
         lines.extend(databases.by_name.iter().map(|(name, member)| {
             let attributes = self.database_attributes(member);
-            fixed_line(attributes.inode.0, name, attributes, SETTLED_TTL)
+            fixed_line(
+                attributes.inode.0,
+                name,
+                attributes,
+                self.database_ttl(member),
+            )
         }));
         // The order in which they were seen, so that a new one comes last.
         lines.sort_by_key(|line| line.place);
@@ -587,6 +605,22 @@ impl View {
     fn name_ttl(&self, follow: &Follow) -> Duration {
         let fresh_for = follow.fresh_for((self.clock)(), self.options.refresh);
         fresh_for.min(MOVING_TTL_MAX)
+    }
+
+    /// How long the name of a database means the replica that is shown.
+    fn database_ttl(&self, member: &Member) -> Duration {
+        match self.has_others(member) {
+            true => self.moving_ttl(),
+            false => SETTLED_TTL,
+        }
+    }
+
+    /// Whether a database has other replicas that could be shown.
+    fn has_others(&self, member: &Member) -> bool {
+        match &self.sources[member.place.source] {
+            Source::Database { replicas, .. } => replicas.len() > 1,
+            Source::Folder(_) => false,
+        }
     }
 
     fn moving_ttl(&self) -> Duration {

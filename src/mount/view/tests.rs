@@ -24,18 +24,18 @@ impl World {
     }
 
     fn of(faults: Arc<FaultStore>, source: Arc<dyn Store>) -> Self {
+        let shown = Source::Folder(source.clone());
+        Self::showing(shown, faults, source)
+    }
+
+    fn showing(shown: Source, faults: Arc<FaultStore>, source: Arc<dyn Store>) -> Self {
         let clock = TestClock::at("18:00:00");
         let options = ViewOptions {
             refresh: SECOND,
             patience: SECOND * 5,
         };
         let cache = Arc::new(BlockCache::new(1 << 20));
-        let view = View::new(
-            vec![Source::Folder(source.clone())],
-            cache,
-            options,
-            clock.clock(),
-        );
+        let view = View::new(vec![shown], cache, options, clock.clock());
         Self {
             faults,
             source,
@@ -443,6 +443,34 @@ async fn a_source_that_is_a_replica_itself_is_named_by_its_last_part() {
     assert_eq!(world.view.start().await.unwrap(), 1);
     assert_eq!(world.names(Inode::ROOT).await, ["app"]);
     assert_eq!(world.lookup("now.db").await, "1-1 for 1 s");
+}
+
+#[tokio::test]
+async fn a_replica_that_dies_gives_way_to_the_next_one_of_its_database() {
+    let dying = FaultStore::new(MemoryStore::new());
+    let first: Arc<dyn Store> = dying.clone();
+    let second: Arc<dyn Store> = MemoryStore::new();
+    History::begin(&first, 1, None, "09:00:00").await;
+    History::begin(&second, 2, None, "09:00:00").await;
+    let shown = Source::Database {
+        name: "app".to_owned(),
+        replicas: vec![first.clone(), second],
+    };
+    let world = World::showing(shown, dying.clone(), first);
+    let app = world.app().await;
+    assert_eq!(world.lookup("now.db").await, "1-1 for 1 s");
+    dying.set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+    world.clock.set("18:00:02");
+    // What is known is answered; that the replica fails is found out behind it.
+    world.lookup("now.db").await;
+    world.clock.set("18:00:04");
+    assert_eq!(world.app().await, app);
+    assert_ne!(world.app().await, app);
+    assert_eq!(world.lookup("now.db").await, "2-1 for 1 s");
+    dying.set_rule(|_| None);
+    world.clock.set("18:00:06");
+    assert_eq!(world.names(Inode::ROOT).await, ["app"]);
+    assert_eq!(world.app().await, app);
 }
 
 #[tokio::test]
