@@ -1,4 +1,5 @@
-//! A store that tries again what was `Unavailable`, and nothing else. The only place that retries.
+//! A store that tries again what was `Unavailable`, and nothing else. The only place that retries:
+//! the parts of an upload are tried again by the same loop.
 //!
 //! Each attempt has a deadline. Between two attempts lies a random wait of anything up to a bound
 //! that doubles ("full jitter"), so that a thousand databases do not come back to a store all at
@@ -21,6 +22,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
+/// Bytes per second of the slowest line over which everything gets done.
+pub const SLOWEST_LINE: u64 = 256 << 10;
+
 /// How long a call may take, and how it is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetrySettings {
@@ -35,8 +39,9 @@ pub struct RetrySettings {
     /// How long it is tried again beyond that, without the time for which the store asked to be
     /// left alone.
     pub total: Duration,
-    /// Bytes per second that a working store moves at least; at least 1. Puts and reads are given
-    /// the time that their bytes take at this pace.
+    /// Bytes per second that a call moves at least; at least 1. Puts and reads are given the time
+    /// that their bytes take at this pace: that of a line which many calls share, since the store
+    /// itself sees much earlier that nothing moves.
     pub slowest: u64,
     /// How long a listing or a deletion may take in addition: nobody knows how many requests it is,
     /// and the store has a deadline for each.
@@ -52,7 +57,7 @@ impl Default for RetrySettings {
             attempt: Duration::from_secs(15),
             attempts: 3,
             total: Duration::from_secs(4),
-            slowest: 256 * 1024,
+            slowest: SLOWEST_LINE / 32,
             listing: Duration::from_secs(10 * 60),
         }
     }
@@ -70,44 +75,26 @@ impl RetryStore {
         Arc::new(Self { inner, settings })
     }
 
-    /// Runs `attempt` until it gives anything else than `Unavailable`, or patience ends. `doing` is
-    /// what is attempted, for messages; `more` is how long an attempt may take in addition.
+    /// Makes attempts of a call, each with a deadline. `doing` is what is attempted, for messages;
+    /// `more` is how long an attempt may take in addition.
     async fn retry<T, F>(&self, doing: &str, more: Duration, attempt: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>> + Send,
     {
-        let settings = &self.settings;
-        let patience = settings.attempt.saturating_add(more);
-        let start = Instant::now();
-        let mut left_alone = Duration::ZERO;
-        let mut longest_wait = settings.first_wait.min(settings.longest_wait);
-        for attempts in 1_u64.. {
-            let error = match timeout(patience, attempt()).await {
-                Ok(Err(e)) if e.kind() == ErrorKind::Unavailable => e,
-                Ok(result) => return result,
-                Err(_) => Error::unavailable(format!(
-                    "{doing} in {}: no answer within {:.1} s",
-                    self.location(),
-                    patience.as_secs_f64()
-                )),
-            };
-            let wait = jitter(longest_wait);
-            let spent = start.elapsed().saturating_sub(left_alone) + wait;
-            if attempts >= settings.attempts && spent >= settings.total {
-                return Err(error.context(format_args!(
-                    "gave up after {attempts} attempts in {:.1} s",
-                    start.elapsed().as_secs_f64()
-                )));
+        let patience = self.settings.attempt.saturating_add(more);
+        let in_time = || {
+            let done = timeout(patience, attempt());
+            async move {
+                done.await.unwrap_or_else(|_| {
+                    Err(Error::unavailable(format!(
+                        "{doing} in {}: no answer within {:.1} s",
+                        self.location(),
+                        patience.as_secs_f64()
+                    )))
+                })
             }
-            match attempts {
-                1 => tracing::warn!(%error, "trying again"),
-                _ => tracing::debug!(%error, attempts, "trying again"),
-            }
-            left_alone += error.wait();
-            sleep(wait + error.wait()).await;
-            longest_wait = longest_wait.saturating_mul(2).min(settings.longest_wait);
-        }
-        unreachable!("nobody makes 2^64 attempts")
+        };
+        persist(&self.settings, in_time).await
     }
 
     /// How long so many bytes may take.
@@ -116,13 +103,53 @@ impl RetryStore {
     }
 }
 
-/// A random part of `longest`; all of it if the system has no random bytes, which spares the store
-/// as well.
-fn jitter(longest: Duration) -> Duration {
-    let mut bytes = [0; 4];
+/// Makes attempts until one gives anything else than `Unavailable`, or patience ends. An attempt
+/// has a deadline of its own.
+///
+/// # Errors
+/// That of the last attempt.
+pub(super) async fn persist<T, F>(settings: &RetrySettings, attempt: impl Fn() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>> + Send,
+{
+    let start = Instant::now();
+    let mut left_alone = Duration::ZERO;
+    let mut longest_wait = settings.first_wait.min(settings.longest_wait);
+    for attempts in 1_u64.. {
+        let error = match attempt().await {
+            Err(e) if e.kind() == ErrorKind::Unavailable => e,
+            result => return result,
+        };
+        let wait = jitter(longest_wait, random());
+        let spent = start.elapsed().saturating_sub(left_alone) + wait;
+        if attempts >= settings.attempts && spent >= settings.total {
+            return Err(error.context(format_args!(
+                "gave up after {attempts} attempts in {:.1} s",
+                start.elapsed().as_secs_f64()
+            )));
+        }
+        match attempts {
+            1 => tracing::warn!(%error, "trying again"),
+            _ => tracing::debug!(%error, attempts, "trying again"),
+        }
+        left_alone += error.wait();
+        sleep(wait + error.wait()).await;
+        longest_wait = longest_wait.saturating_mul(2).min(settings.longest_wait);
+    }
+    unreachable!("nobody makes 2^64 attempts")
+}
+
+/// The part of `longest` that a random number says.
+fn jitter(longest: Duration, random: u32) -> Duration {
+    longest.mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+/// A random number; the greatest if the system has none, which spares the store as well.
+fn random() -> u32 {
+    let mut bytes = [u8::MAX; 4];
     match config::random(&mut bytes) {
-        Ok(()) => longest.mul_f64(f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX)),
-        Err(_) => longest,
+        Ok(()) => u32::from_be_bytes(bytes),
+        Err(_) => u32::MAX,
     }
 }
 

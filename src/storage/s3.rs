@@ -2,9 +2,9 @@
 //!
 //! Objects are put with `If-None-Match: *`, so that of two writers one is told that it came second;
 //! larger ones go up in parts, and appear with the last request or not at all. Nothing is asked
-//! before the first call and nothing while nobody calls. A request that fails is not made again
-//! here: `storage/retry.rs` does that. Each request has a deadline of its own, since a call may be
-//! many of them.
+//! before the first call and nothing while nobody calls. A call that fails is not made again here:
+//! `storage/retry.rs` does that. Only the parts of an upload are tried again one by one, since much
+//! has gone up by then. Each request has a deadline of its own, since a call may be many of them.
 
 mod answer;
 mod client;
@@ -12,10 +12,12 @@ mod delete;
 mod list;
 mod read;
 mod upload;
+mod watch;
 
 use crate::config::location::S3Location;
 use crate::error::Result;
 use crate::format::ids::Timestamp;
+use crate::storage::retry::RetrySettings;
 use crate::storage::s3::answer::{Action, Asked};
 use crate::storage::s3::client::{Connected, connect};
 use crate::storage::{
@@ -38,11 +40,18 @@ pub struct S3Store {
 struct Bucket {
     place: S3Location,
     connected: OnceCell<Connected>,
+    /// How the parts of an upload are tried again.
+    retries: RetrySettings,
 }
 
 impl S3Store {
     /// The store at a place. Asks nobody anything.
     pub fn new(place: S3Location) -> Arc<Self> {
+        Self::with_retries(place, RetrySettings::default())
+    }
+
+    /// The same, with another patience for the parts of an upload.
+    pub fn with_retries(place: S3Location, retries: RetrySettings) -> Arc<Self> {
         let folder = match place.prefix.as_str() {
             "" => String::new(),
             prefix => format!("{prefix}/"),
@@ -53,6 +62,7 @@ impl S3Store {
             bucket: Arc::new(Bucket {
                 place,
                 connected: OnceCell::new(),
+                retries,
             }),
         })
     }

@@ -123,6 +123,39 @@ fn check_refusal(refusal: &Refusal) {
     assert!(!world.path("out.db").exists(), "{}", refusal.name);
 }
 
+/// README: "A line of 2 Mbit/s is enough: what moves is never given up, however long it takes." Of
+/// eight reads at a time each has an eighth of the line. With `SQLREPL_SOAK`, a database of 40 MiB
+/// goes up in parts over it, too.
+#[test]
+fn a_slow_line_is_enough() {
+    const RATE: u64 = 2_000_000 / 8;
+    let world = World::on_s3();
+    world.sample();
+    let mut patience = LONG;
+    if soak() > 1 {
+        world.sql("app.db", "INSERT INTO t(v) VALUES(randomblob(40 << 20))");
+        world.server().set(|s| s.rate = Some(RATE));
+        patience *= 10;
+    }
+    let mut daemon = world.replicate("app.db replicas/app --sync-interval 50ms");
+    wait_until(patience, "the first sync", || {
+        world.sqlrepl("sync app.db --timeout 30s").code == 0
+    });
+    world.server().set(|s| s.rate = None);
+    for _ in 0..8 {
+        world.sql("app.db", "INSERT INTO t(v) VALUES(randomblob(640 << 10))");
+        world.sync();
+    }
+    assert_eq!(daemon.term(), 0);
+    world.server().set(|s| s.rate = Some(RATE));
+    let start = Instant::now();
+    world.restore("out.db", "");
+    let took = start.elapsed();
+    assert!(took > Duration::from_secs(18), "{took:?}: too fast to show");
+    let dump = |database| world.run("sqlite3", &[database, "SELECT sum(length(v)) FROM t"]);
+    assert_eq!(dump("out.db").ok(), dump("app.db").ok());
+}
+
 /// README: "An idle daemon asks nothing of an S3 server, and so does a mount that nobody looks at."
 #[test]
 fn an_idle_daemon_and_a_mount_that_nobody_looks_at_ask_nothing() {

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, watch};
 
@@ -140,6 +140,8 @@ impl Drop for Hold {
 pub(crate) struct Settings {
     /// Waited before each request is looked at.
     pub(crate) latency: Duration,
+    /// Bytes per second of the line that all connections share; none: as fast as can be.
+    pub(crate) rate: Option<u64>,
     /// How far the server's clock is ahead of the machine's, in seconds.
     pub(crate) clock_ahead: i64,
     /// Requests signed by a clock that is far off are not refused.
@@ -170,6 +172,8 @@ struct Shared {
     log: Mutex<Vec<Call>>,
     received: AtomicU64,
     sent: AtomicU64,
+    /// When what is on the line has come over it.
+    line_free: Mutex<Option<Instant>>,
     uploads: Mutex<BTreeMap<String, Upload>>,
 }
 
@@ -196,6 +200,16 @@ impl Shared {
         let since = SystemTime::UNIX_EPOCH.elapsed().unwrap();
         let ahead = self.settings().clock_ahead * 1_000_000;
         Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap() + ahead)
+    }
+
+    /// Puts bytes on the line, behind what is on it already; when they have come over it.
+    fn over_the_line(&self, bytes: usize) -> Option<Instant> {
+        let rate = self.settings().rate?;
+        let takes = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let mut free = lock(&self.line_free);
+        let now = Instant::now();
+        *free = Some(free.map_or(now, |free| free.max(now)) + takes);
+        *free
     }
 
     /// Notes a request; what goes wrong with it.
@@ -238,6 +252,7 @@ impl Server {
             log: Mutex::default(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            line_free: Mutex::default(),
             uploads: Mutex::default(),
         });
         let port = wire::bind(SocketAddr::from(([127, 0, 0, 1], 0)));

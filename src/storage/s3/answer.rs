@@ -1,8 +1,10 @@
 //! What came of a request that gave nothing: from what the server said, or did not say, to one
-//! sentence with its remedy. Pure, but for the deadline of a request.
+//! sentence with its remedy. Pure, but for how long a request may take.
 
 use crate::error::Error;
 use crate::format::ids::Timestamp;
+use crate::storage::retry::SLOWEST_LINE;
+use crate::storage::s3::watch::Watch;
 use aws_config::imds::client::error::ImdsError;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -13,11 +15,11 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
-/// How long a request may take, beside the time that its bytes may take.
+/// How long nothing may move, where nothing lies on the way in buffers.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Bytes per second that a working server moves at least.
-const SLOWEST: u64 = 256 * 1024;
+/// Large requests that are on their way at once, and share a line.
+pub(super) const AT_ONCE: usize = 4;
 
 /// How long a server that says "slow down" is left alone at least, if it does not say how long.
 const SLOW_DOWN: Duration = Duration::from_secs(1);
@@ -140,19 +142,40 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// What a request gives that moves so many bytes, within its deadline.
+    /// What a request gives that carries nothing, unless it takes too long.
     pub(super) async fn within<T, E>(
         &self,
-        bytes: u64,
         request: impl Future<Output = Result<T, SdkError<E>>>,
     ) -> Result<T, Failure>
     where
         E: ProvideErrorMetadata + Source + 'static,
     {
-        let patience = PATIENCE + Duration::from_secs(bytes / SLOWEST);
-        match tokio::time::timeout(patience, request).await {
-            Ok(done) => done.map_err(Failure::of),
-            Err(_) => Err(Failure::Unanswered(format!("not within {patience:?}"))),
+        self.while_it_moves(0, &Watch::default(), request).await
+    }
+
+    /// What a request gives that carries so many bytes, unless for too long nothing of them moves.
+    /// How long it takes in all says nothing: nobody knows how many share the line.
+    pub(super) async fn while_it_moves<T, E>(
+        &self,
+        bytes: u64,
+        watch: &Watch,
+        request: impl Future<Output = Result<T, SdkError<E>>>,
+    ) -> Result<T, Failure>
+    where
+        E: ProvideErrorMetadata + Source + 'static,
+    {
+        let patience = patience(bytes);
+        let mut request = std::pin::pin!(request);
+        loop {
+            let before = watch.pieces();
+            match tokio::time::timeout(patience, request.as_mut()).await {
+                Ok(done) => return done.map_err(Failure::of),
+                Err(_) if watch.pieces() > before => {}
+                Err(_) => {
+                    let why = format!("nothing moved for {patience:?}");
+                    return Err(Failure::Unanswered(why));
+                }
+            }
         }
     }
 
@@ -274,6 +297,12 @@ fn clocks(answer: &Answer, host: &str) -> String {
         }
         _ => format!("the clock here and that of {host} differ too much; set the clock"),
     }
+}
+
+/// How long nothing may move of a request that carries so many bytes: all of them may lie in
+/// buffers on the way, with those of the others.
+fn patience(bytes: u64) -> Duration {
+    PATIENCE + Duration::from_secs(bytes * AT_ONCE as u64 / SLOWEST_LINE)
 }
 
 impl Failure {

@@ -127,7 +127,7 @@ async fn look_up(place: &S3Location, environment: &SdkConfig) -> Result<Region> 
     let anywhere = client_in(place, environment, None, region);
     let asked = Asked::new(Action::LookUp, &place.bucket, &anywhere.server);
     let request = anywhere.client.head_bucket().bucket(&place.bucket).send();
-    let found = match asked.within(0, request).await {
+    let found = match asked.within(request).await {
         Ok(answer) => answer.bucket_region,
         Err(Failure::Answered(answer)) if answer.region.is_some() => answer.region,
         Err(failure) => return Err(asked.explain(failure)),

@@ -38,7 +38,7 @@ impl S3Store {
             .delete_objects()
             .bucket(self.bucket())
             .delete(doomed.expect("objects are all that it needs"));
-        let done = match asked.within(0, request.send()).await {
+        let done = match asked.within(request.send()).await {
             Ok(done) => done,
             Err(Failure::Answered(answer)) if knows_no_batch(&answer) => return Ok(false),
             Err(failure) => return Err(asked.explain(failure)),
@@ -71,7 +71,7 @@ impl S3Store {
         let connected = self.connected().await?;
         let asked = self.asked(Action::Delete, key, connected);
         let request = connected.client.delete_object().bucket(self.bucket());
-        match asked.within(0, request.key(self.full(key)).send()).await {
+        match asked.within(request.key(self.full(key)).send()).await {
             Ok(_) => Ok(()),
             Err(Failure::Answered(answer)) if answer.code.as_deref() == Some("NoSuchKey") => Ok(()),
             Err(failure) => Err(asked.explain(failure)),

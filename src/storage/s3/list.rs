@@ -113,7 +113,7 @@ impl S3Store {
             .set_start_after(wanted.start_after.map(|key| self.full(key)))
             .set_continuation_token(token)
             .send();
-        let page = asked.within(0, request).await;
+        let page = asked.within(request).await;
         let page = page.map_err(|failure| asked.explain(failure))?;
         // No checksum covers a listing, and what is missing in it is missing in silence.
         let shown = page.contents().len() + page.common_prefixes().len();

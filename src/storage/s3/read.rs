@@ -36,7 +36,7 @@ impl S3Store {
             .key(self.full(key))
             .range(format!("bytes={offset}-{}", end - 1))
             .send();
-        match asked.within(0, request).await {
+        match asked.within(request).await {
             Ok(answer) => {
                 self.check(wanted, &answer)?;
                 self.take(wanted, answer, &asked).await
@@ -50,7 +50,7 @@ impl S3Store {
         let connected = self.connected().await?;
         let asked = self.asked(Action::Read, key, connected);
         let request = connected.client.head_object().bucket(self.bucket());
-        let size = match asked.within(0, request.key(self.full(key)).send()).await {
+        let size = match asked.within(request.key(self.full(key)).send()).await {
             Ok(found) => found.content_length.unwrap_or_default().unsigned_abs(),
             Err(Failure::Answered(Answer { status: 404, .. })) => {
                 return Err(no_object(&self.location, key));

@@ -335,3 +335,17 @@ async fn a_put_tells_the_date_of_its_answer() {
     assert!(date.is_some());
     assert_eq!(put, Put::Created { date });
 }
+
+#[tokio::test]
+async fn a_put_of_a_file_is_watched_piece_by_piece() {
+    let (store, _) = store("bucket", |_| says("200 OK", "", "")).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let watch = watch::Watch::default();
+    let connected = store.connected().await.unwrap();
+    let body = aws_sdk_s3::primitives::ByteStream::from_path(file.path());
+    let request = connected.client.put_object().bucket("bucket").key("a");
+    let request = request.body(body.await.unwrap()).customize();
+    request.interceptor(watch.clone()).send().await.unwrap();
+    assert!(watch.pieces() > 16, "{} pieces", watch.pieces());
+}

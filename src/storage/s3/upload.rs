@@ -6,14 +6,13 @@
 
 use crate::error::{Error, Result};
 use crate::format::ids::Timestamp;
+use crate::storage::retry::{RetrySettings, persist};
 use crate::storage::s3::S3Store;
-use crate::storage::s3::answer::{Action, Answer, Asked, Failure, PATIENCE, http_date, timestamp};
+use crate::storage::s3::answer::{AT_ONCE, Action, Answer, Asked, Failure, PATIENCE, timestamp};
 use crate::storage::s3::client::Connected;
+use crate::storage::s3::watch::Watch;
 use crate::storage::{Body, Put};
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
-use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
-use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::primitives::{ByteStream, Length};
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -21,7 +20,6 @@ use std::fs::Metadata;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 
 /// The largest file that goes up in one request, bytes.
 const WHOLE: u64 = 16 << 20;
@@ -30,8 +28,8 @@ const WHOLE: u64 = 16 << 20;
 /// enough.
 const PART: u64 = 8 << 20;
 
-/// Parts of an upload that are on their way at once. One stream alone rarely fills a line.
-const PARTS_AT_ONCE: usize = 4;
+/// How much faster than a line a server's disk is, at least.
+const FASTER: u64 = 64;
 
 /// Bytes that are read from a file at once; with what the connections buffer, all that a put of a
 /// file keeps in memory.
@@ -61,7 +59,7 @@ impl S3Store {
     async fn put_whole(&self, key: &str, body: ByteStream, length: u64) -> Result<Put> {
         let connected = self.connected().await?;
         let asked = self.asked(Action::Put, key, connected);
-        let date = AnswerDate::default();
+        let watch = Watch::default();
         let request = connected
             .client
             .put_object()
@@ -70,13 +68,10 @@ impl S3Store {
             .if_none_match("*")
             .body(body)
             .customize()
-            .interceptor(date.clone())
+            .interceptor(watch.clone())
             .send();
-        match asked.within(length, request).await {
-            Ok(_) => Ok(date.created()),
-            Err(Failure::Answered(Answer { status: 412, .. })) => Ok(Put::Exists),
-            Err(failure) => Err(asked.explain(failure)),
-        }
+        let done = asked.while_it_moves(length, &watch, request).await;
+        came_of(done, &watch, &asked)
     }
 
     async fn put_in_parts(&self, key: &str, path: &Path, length: u64) -> Result<Put> {
@@ -85,7 +80,7 @@ impl S3Store {
         // The condition is judged when all has gone up. One cheap request spares an attempt after a
         // lost reply that: there it finds the object.
         let head = connected.client.head_object().bucket(self.bucket());
-        match asked.within(0, head.key(self.full(key)).send()).await {
+        match asked.within(head.key(self.full(key)).send()).await {
             Ok(_) => return Ok(Put::Exists),
             // Not there; or not for us to see, and then the put itself says so.
             Err(Failure::Answered(_)) => {}
@@ -108,7 +103,7 @@ impl S3Store {
             .key(&key)
             .set_checksum_algorithm(checksums)
             .send();
-        let begun = asked.within(0, request).await;
+        let begun = asked.within(request).await;
         let begun = begun.map_err(|failure| asked.explain(failure))?;
         match begun.upload_id {
             Some(id) => Ok(Upload {
@@ -116,6 +111,7 @@ impl S3Store {
                 bucket: self.bucket().to_owned(),
                 key,
                 id,
+                retries: self.bucket.retries,
                 is_over: false,
             }),
             None => Err(asked.explain(Failure::NotS3("an upload without an id".to_owned()))),
@@ -138,7 +134,7 @@ impl S3Store {
                 .set_key_marker(after.0)
                 .set_upload_id_marker(after.1)
                 .send();
-            let page = match asked.within(0, request).await {
+            let page = match asked.within(request).await {
                 Err(Failure::Answered(Answer { status, .. })) if matches!(status, 405 | 501) => {
                     tracing::debug!(status, "{} lists no unfinished uploads", self.location);
                     return Ok(aborted);
@@ -152,7 +148,7 @@ impl S3Store {
                 };
                 if key.starts_with(&prefix) && began.is_some_and(|began| began < before) {
                     let request = abort(&connected.client, self.bucket(), key, id);
-                    match asked.within(0, request.send()).await {
+                    match asked.within(request.send()).await {
                         Ok(_) => aborted += 1,
                         // It has ended meanwhile.
                         Err(Failure::Answered(Answer { status: 404, .. })) => {}
@@ -174,6 +170,7 @@ struct Upload {
     bucket: String,
     key: String,
     id: String,
+    retries: RetrySettings,
     is_over: bool,
 }
 
@@ -182,28 +179,16 @@ impl Upload {
     async fn send(&self, path: &Path, length: u64, asked: &Asked<'_>) -> Result<Put> {
         let parts = stream::iter((1..).zip(parts_of(length)));
         let parts: Vec<CompletedPart> = parts
-            .map(|(number, range)| self.send_part(path, number, range, asked))
-            .buffered(PARTS_AT_ONCE)
+            .map(async |(number, range)| {
+                let send = || self.send_part(path, number, range.clone(), asked);
+                let sent = persist(&self.retries, send).await;
+                sent.map_err(|e| e.context(format_args!("part {number}")))
+            })
+            // One stream alone rarely fills a line.
+            .buffered(AT_ONCE)
             .try_collect()
             .await?;
-        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts));
-        let date = AnswerDate::default();
-        let request = self
-            .client
-            .complete_multipart_upload()
-            .bucket(&self.bucket)
-            .key(&self.key)
-            .upload_id(&self.id)
-            .if_none_match("*")
-            .multipart_upload(parts.build())
-            .customize()
-            .interceptor(date.clone())
-            .send();
-        match asked.within(length, request).await {
-            Ok(_) => Ok(date.created()),
-            Err(Failure::Answered(Answer { status: 412, .. })) => Ok(Put::Exists),
-            Err(failure) => Err(asked.explain(failure)),
-        }
+        persist(&self.retries, || self.complete(&parts, length, asked)).await
     }
 
     async fn send_part(
@@ -214,6 +199,7 @@ impl Upload {
         asked: &Asked<'_>,
     ) -> Result<CompletedPart> {
         let length = range.end - range.start;
+        let watch = Watch::default();
         let request = self
             .client
             .upload_part()
@@ -222,14 +208,43 @@ impl Upload {
             .upload_id(&self.id)
             .part_number(number)
             .body(bytes_of(path, range).await?)
+            .customize()
+            .interceptor(watch.clone())
             .send();
-        let sent = asked.within(length, request).await;
+        let sent = asked.while_it_moves(length, &watch, request).await;
         let sent = sent.map_err(|failure| asked.explain(failure))?;
         Ok(CompletedPart::builder()
             .part_number(number)
             .set_e_tag(sent.e_tag)
             .set_checksum_crc32(sent.checksum_crc32)
             .build())
+    }
+
+    /// Makes the parts an object. If an earlier attempt did, and only its answer was lost, this one
+    /// finds it there, or fails: then the next upload finds it.
+    async fn complete(
+        &self,
+        parts: &[CompletedPart],
+        length: u64,
+        asked: &Asked<'_>,
+    ) -> Result<Put> {
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts.to_vec()));
+        let watch = Watch::default();
+        let request = self
+            .client
+            .complete_multipart_upload()
+            .bucket(&self.bucket)
+            .key(&self.key)
+            .upload_id(&self.id)
+            .if_none_match("*")
+            .multipart_upload(parts.build())
+            .customize()
+            .interceptor(watch.clone())
+            .send();
+        // Some servers copy all of it once more, and say nothing meanwhile.
+        let copied = length / FASTER;
+        let done = asked.while_it_moves(copied, &watch, request).await;
+        came_of(done, &watch, asked)
     }
 
     /// Passes on what came of it. Gives the upload up unless it made an object.
@@ -255,6 +270,15 @@ impl Drop for Upload {
     }
 }
 
+/// What came of the request that stores an object if there is none.
+fn came_of<T>(done: Result<T, Failure>, watch: &Watch, asked: &Asked<'_>) -> Result<Put> {
+    match done {
+        Ok(_) => Ok(Put::Created { date: watch.date() }),
+        Err(Failure::Answered(Answer { status: 412, .. })) => Ok(Put::Exists),
+        Err(failure) => Err(asked.explain(failure)),
+    }
+}
+
 type Abort =
     aws_sdk_s3::operation::abort_multipart_upload::builders::AbortMultipartUploadFluentBuilder;
 
@@ -271,37 +295,6 @@ async fn give_up(request: Abort) {
         Ok(Ok(_)) => {}
         Ok(Err(e)) => tracing::debug!(key, "an upload in parts is left over: {e}"),
         Err(_) => tracing::debug!(key, "an upload in parts is left over: no answer"),
-    }
-}
-
-/// The `Date` of the answer to one request, once it is there.
-#[derive(Clone, Debug, Default)]
-struct AnswerDate(Arc<OnceLock<Timestamp>>);
-
-impl AnswerDate {
-    fn created(&self) -> Put {
-        Put::Created {
-            date: self.0.get().copied(),
-        }
-    }
-}
-
-impl Intercept for AnswerDate {
-    fn name(&self) -> &'static str {
-        "AnswerDate"
-    }
-
-    fn read_before_deserialization(
-        &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        if let Some(date) = context.response().headers().get("date").and_then(http_date) {
-            // A request has one answer.
-            let _ = self.0.set(date);
-        }
-        Ok(())
     }
 }
 

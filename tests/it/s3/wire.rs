@@ -95,7 +95,6 @@ impl Bench {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let key = format!("folder/{number}");
         let place = self.bucket.server.place("tests", "app");
-        let plain = S3Store::new(place);
         let settings = RetrySettings {
             first_wait: Duration::from_millis(1),
             longest_wait: Duration::from_millis(10),
@@ -109,7 +108,7 @@ impl Bench {
             slowest: 1 << 40,
             ..RetrySettings::default()
         };
-        let store = RetryStore::new(plain, settings);
+        let store = RetryStore::new(S3Store::with_retries(place, settings), settings);
         self.prepare(&key).await;
         self.bucket.server.reset();
         self.bucket.server.set_rule(rule);
@@ -276,6 +275,18 @@ async fn what_goes_wrong_again_and_again_fails_and_leaves_nothing_half_done() {
     });
     for work in works {
         work.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_gone_up_of_an_upload_is_not_sent_again_when_one_part_fails() {
+    for verb in [Verb::UploadPart, Verb::CompleteUpload] {
+        let bench = Bench::new(Work::PutInParts);
+        bench.run(5, |_| None).await.unwrap();
+        let usual = bench.bucket.server.calls().len();
+        let busy = once(verb, Fault::Refuse(500, "InternalError"));
+        bench.run(5, busy).await.unwrap();
+        assert_eq!(bench.bucket.server.calls().len(), usual + 1, "{verb:?}");
     }
 }
 

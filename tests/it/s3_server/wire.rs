@@ -16,12 +16,13 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
+use tokio::time::Sleep;
 
 /// How far the clocks of client and server may differ, as in S3, in seconds.
 const SKEW: i64 = 15 * 60;
@@ -80,6 +81,7 @@ async fn serve_connection(stream: TcpStream, service: S3Service, shared: Arc<Sha
     let counted = Counted {
         stream,
         shared: shared.clone(),
+        busy: Busy::default(),
     };
     let answer = service_fn(|request| answer(request, &service, &shared));
     let connection = hyper::server::conn::http1::Builder::new();
@@ -90,10 +92,35 @@ async fn serve_connection(stream: TcpStream, service: S3Service, shared: Arc<Sha
         .ok();
 }
 
-/// A connection that counts its bytes.
+/// Bytes that go over a slow line in one piece.
+const PIECE: usize = 16 << 10;
+
+/// A connection that counts its bytes, and lets them go as fast as the line does.
 struct Counted {
     stream: TcpStream,
     shared: Arc<Shared>,
+    busy: Busy,
+}
+
+/// The wait for the bytes that are on the line, in either direction.
+#[derive(Default)]
+struct Busy(Option<Pin<Box<Sleep>>>);
+
+impl Busy {
+    /// Ready once the line is free for this connection.
+    fn poll_free(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if let Some(until) = &mut self.0 {
+            ready!(until.as_mut().poll(context));
+            self.0 = None;
+        }
+        Poll::Ready(())
+    }
+
+    fn with(&mut self, bytes: usize, shared: &Shared) {
+        if let Some(free) = shared.over_the_line(bytes).filter(|_| bytes > 0) {
+            self.0 = Some(Box::pin(tokio::time::sleep_until(free.into())));
+        }
+    }
 }
 
 impl AsyncRead for Counted {
@@ -102,10 +129,15 @@ impl AsyncRead for Counted {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        ready!(self.busy.poll_free(context));
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        let bytes = (buffer.filled().len() - before) as u64;
-        self.shared.received.fetch_add(bytes, Ordering::Relaxed);
+        let bytes = buffer.filled().len() - before;
+        self.shared
+            .received
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+        let this = &mut *self;
+        this.busy.with(bytes, &this.shared);
         read
     }
 }
@@ -116,9 +148,16 @@ impl AsyncWrite for Counted {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.busy.poll_free(context));
+        let bytes = match self.shared.settings().rate {
+            Some(_) => &bytes[..bytes.len().min(PIECE)],
+            None => bytes,
+        };
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         if let Poll::Ready(Ok(bytes)) = written {
             self.shared.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+            let this = &mut *self;
+            this.busy.with(bytes, &this.shared);
         }
         written
     }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::error::ErrorKind;
 use crate::error::ErrorKind::{Invalid, Refused, Unavailable};
+use aws_sdk_s3::operation::put_object::PutObjectError;
 
 fn server() -> Server {
     Server {
@@ -292,6 +293,49 @@ fn what_passes_by_itself_is_to_be_tried_again() {
             "the answer of minio:9000 is broken: it ended after 5 of 10 bytes",
         ),
     );
+}
+
+/// A request of 8 MiB of which a piece moves each minute, so many times; then comes the answer, or
+/// nothing.
+async fn send(pieces: u64, is_answered: bool) -> (Result<(), Failure>, Duration) {
+    let server = server();
+    let asked = Asked::new(Action::Put, "x", &server);
+    let watch = Watch::default();
+    let request = async {
+        for _ in 0..pieces {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            watch.note();
+        }
+        match is_answered {
+            true => Ok::<_, SdkError<PutObjectError>>(()),
+            false => std::future::pending().await,
+        }
+    };
+    let start = tokio::time::Instant::now();
+    let done = asked.while_it_moves(8 << 20, &watch, request).await;
+    (done, start.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_may_take_any_time_while_it_moves() {
+    let day = 24 * 60;
+    assert!(send(day, true).await.0.is_ok());
+    let (failed, took) = send(day, false).await;
+    let why = "nothing moved for 138s".to_owned();
+    assert_eq!(failed, Err(Failure::Unanswered(why)));
+    let silence = took - Duration::from_secs(day * 60);
+    // Two looks lie between the last piece and the end.
+    assert!((138..=276).contains(&silence.as_secs()), "{silence:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_carries_nothing_is_given_up_after_ten_seconds() {
+    let server = server();
+    let asked = Asked::new(Action::List, "x", &server);
+    let start = tokio::time::Instant::now();
+    let never = std::future::pending::<Result<(), SdkError<PutObjectError>>>();
+    assert!(asked.within(never).await.is_err());
+    assert_eq!(start.elapsed().as_secs(), 10);
 }
 
 #[test]
