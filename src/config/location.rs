@@ -3,6 +3,7 @@
 use crate::config::nearest::nearest;
 use crate::error::{Error, Result};
 use std::fmt;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, mpsc};
 use std::thread::Builder;
@@ -23,15 +24,16 @@ pub enum Location {
     S3(S3Location),
 }
 
-/// A prefix in a bucket, and how its server is spoken to. What is absent is looked up as the AWS
-/// SDK does: environment, profile, instance.
+/// A prefix in a bucket, and how its server is spoken to. Absent credentials are looked up as the
+/// AWS SDK does: environment, profile, instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct S3Location {
     /// The bucket.
     pub bucket: String,
     /// What all keys begin with, without slashes at its ends; empty for the whole bucket.
     pub prefix: String,
-    /// The bucket's region; looked up when absent.
+    /// The bucket's region. When absent AWS is asked; another server is told what environment or
+    /// profile name, or `us-east-1`.
     pub region: Option<String>,
     /// The URL of a server other than AWS.
     pub endpoint: Option<String>,
@@ -309,7 +311,18 @@ pub fn parse_endpoint(text: &str) -> Result<String> {
     if host.is_empty() || host.starts_with(':') || !rest.chars().all(is_plain) {
         return Err(wrong("no endpoint: say http://host:port or https://host"));
     }
+    // Behind an IPv6 address, which has colons itself.
+    let behind = host.rsplit(']').next().unwrap_or_default();
+    let port = behind.split_once(':').map(|(_, port)| port);
+    if port.is_some_and(|port| !is_port(port)) {
+        return Err(wrong("no endpoint: a port is a number from 1 to 65535"));
+    }
     Ok(text.trim_end_matches('/').to_owned())
+}
+
+fn is_port(text: &str) -> bool {
+    let is_number = text.bytes().all(|digit| digit.is_ascii_digit());
+    is_number && text.parse::<NonZeroU16>().is_ok()
 }
 
 /// A region's name, also of a server other than AWS.
@@ -527,8 +540,21 @@ mod tests {
             "ftp://x",
             "http://a b",
             "http://x?y",
+            "http://127.0.0.1:99999",
+            "http://host:0/a",
+            "http://host:+80",
+            "http://host:",
+            "http://host:80:90",
+            "https://[::1]:port",
         ] {
             assert!(parse_endpoint(endpoint).is_err(), "{endpoint}");
+        }
+        for endpoint in [
+            "http://host:65535/a:b",
+            "https://[::1]",
+            "http://[::1]:9000",
+        ] {
+            assert_eq!(parse_endpoint(endpoint).unwrap(), endpoint);
         }
     }
 

@@ -156,6 +156,21 @@ fn a_slow_line_is_enough() {
     assert_eq!(dump("out.db").ok(), dump("app.db").ok());
 }
 
+/// An endpoint that cannot be is said at once: the daemon does not wait for it.
+#[test]
+fn an_endpoint_that_cannot_be_is_an_error_at_once() {
+    let world = World::on_s3();
+    world.sample();
+    let says = "http://127.0.0.1:99999: no endpoint: a port is a number from 1 to 65535";
+    let place = "s3://replicas/a?endpoint=http://127.0.0.1:99999";
+    let given = world.sqlrepl(&format!("replicate app.db {place}"));
+    given.fails(2, says);
+    let mut named = world.ours("replicate app.db replicas/a");
+    named.env("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:99999");
+    let named = crate::program::run(&mut named);
+    named.fails(2, &format!("AWS_ENDPOINT_URL: {says}"));
+}
+
 /// README: "An idle daemon asks nothing of an S3 server, and so does a mount that nobody looks at."
 #[test]
 fn an_idle_daemon_and_a_mount_that_nobody_looks_at_ask_nothing() {

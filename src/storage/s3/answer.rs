@@ -348,6 +348,8 @@ impl Failure {
             Some(CredentialsError::InvalidConfiguration(_)) => Self::NoCredentials(why),
             Some(_) => Self::NoSource(why),
             None if why.contains("identity resolver") => Self::NoSource(why),
+            // An endpoint or a region that cannot be.
+            None if why.contains("was not a valid") => Self::Unusable(why),
             None if why.contains("certificate") => Self::Certificate(why),
             // TLS to who speaks none.
             None if why.contains("InvalidContentType") => Self::NotS3("no TLS".to_owned()),

@@ -3,9 +3,9 @@
 //! Nothing here asks anybody anything before the first use of a store. What a process needs once,
 //! its stores share: the connections, and what environment and profile say.
 
-use crate::config::location::S3Location;
+use crate::config::location::{S3Location, parse_endpoint};
 use crate::error::Result;
-use crate::storage::s3::answer::{Action, Asked, Failure, PATIENCE, SIGNED_AT, Server};
+use crate::storage::s3::answer::{Action, Answer, Asked, Failure, PATIENCE, SIGNED_AT, Server};
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
@@ -37,7 +37,8 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// How long an instance may take to give its credentials. Who is no instance waits for nothing.
 const INSTANCE: Duration = Duration::from_secs(1);
 
-/// The region that is asked where a bucket lies, and that servers other than AWS are told.
+/// The region that is asked where a bucket lies, and that servers other than AWS are told, if
+/// nothing names another one.
 const DEFAULT_REGION: &str = "us-east-1";
 
 /// A client, and what messages say of the one that it speaks to.
@@ -56,19 +57,25 @@ pub(super) struct Connected {
 /// Those of the look-up.
 pub(super) async fn connect(place: &S3Location) -> Result<Connected> {
     let shared = shared();
-    let environment = shared
-        .environment
-        .get_or_init(|| Environment::load(&shared.http))
-        .await;
-    let Environment { sdk, region } = environment;
-    let endpoint = place.endpoint.clone().or_else(|| endpoint_of(sdk));
-    let given = place.region.clone().map(Region::new);
-    let region = match (given.or_else(|| region.clone()), &endpoint) {
-        (Some(region), _) => region,
-        (None, Some(_)) => Region::from_static(DEFAULT_REGION),
-        (None, None) => look_up(place, sdk).await?,
+    let Environment { sdk, region } = shared.environment().await;
+    let endpoint = match &place.endpoint {
+        Some(endpoint) => Some(endpoint.clone()),
+        None => endpoint_of(sdk)?,
+    };
+    let region = match known_region(place, endpoint.is_none(), region) {
+        Some(region) => region,
+        None => look_up(place, region.clone()).await?,
     };
     Ok(client_in(place, sdk, endpoint, region))
+}
+
+/// The region of a bucket, if nobody need be asked. The one that environment or profile name is
+/// that of their machine, and of AWS's buckets some lie elsewhere.
+fn known_region(place: &S3Location, is_aws: bool, named: &Region) -> Option<Region> {
+    match &place.region {
+        Some(given) => Some(Region::new(given.clone())),
+        None => Some(named.clone()).filter(|_| !is_aws),
+    }
 }
 
 fn client_in(
@@ -121,28 +128,29 @@ fn client_in(
     }
 }
 
-/// Asks where the bucket lies. AWS says so also when it refuses all else.
-async fn look_up(place: &S3Location, environment: &SdkConfig) -> Result<Region> {
-    let region = Region::from_static(DEFAULT_REGION);
-    let anywhere = client_in(place, environment, None, region);
+/// Asks in a region where the bucket lies. AWS says so also when it refuses all else.
+pub(super) async fn look_up(place: &S3Location, start: Region) -> Result<Region> {
+    let shared = shared();
+    let sdk = &shared.environment().await.sdk;
+    let anywhere = client_in(place, sdk, place.endpoint.clone(), start.clone());
     let asked = Asked::new(Action::LookUp, &place.bucket, &anywhere.server);
     let request = anywhere.client.head_bucket().bucket(&place.bucket).send();
     let found = match asked.within(request).await {
         Ok(answer) => answer.bucket_region,
         Err(Failure::Answered(answer)) if answer.region.is_some() => answer.region,
+        // It does not say why, since it answers a HEAD: it will when it is asked for more.
+        Err(Failure::Answered(Answer { status: 403, .. })) => None,
         Err(failure) => return Err(asked.explain(failure)),
     };
-    Ok(Region::new(
-        found.unwrap_or_else(|| DEFAULT_REGION.to_owned()),
-    ))
+    Ok(found.map_or(start, Region::new))
 }
 
 /// What environment and profile say.
 struct Environment {
     /// With the SDK's chain of credentials. Its region is for those alone.
     sdk: SdkConfig,
-    /// The region that is named for all buckets.
-    region: Option<Region>,
+    /// The region that is named for all buckets, or that of most.
+    region: Region,
 }
 
 impl Environment {
@@ -158,14 +166,12 @@ impl Environment {
             .download_enabled(false)
             .grace_period(PATIENCE)
             .build();
-        // For the chain of credentials, which would ask the instance if there were none.
-        let some_region = region
-            .clone()
-            .unwrap_or(Region::from_static(DEFAULT_REGION));
+        let region = region.unwrap_or(Region::from_static(DEFAULT_REGION));
         let sdk = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .http_client(http.clone())
-            .region(some_region.clone())
-            .credentials_provider(credentials(http, some_region).await)
+            // For the chain of credentials, which would ask the instance if there were none.
+            .region(region.clone())
+            .credentials_provider(credentials(http, region.clone()).await)
             // storage/retry.rs retries.
             .retry_config(RetryConfig::disabled())
             .stalled_stream_protection(uploads_only)
@@ -192,16 +198,25 @@ async fn credentials(http: &SharedHttpClient, region: Region) -> DefaultCredenti
 }
 
 /// The endpoint that the environment names for S3, or for all services.
-fn endpoint_of(environment: &SdkConfig) -> Option<String> {
+fn endpoint_of(environment: &SdkConfig) -> Result<Option<String>> {
     let for_s3 = std::env::var("AWS_ENDPOINT_URL_S3").ok();
     let for_all = || environment.endpoint_url().map(str::to_owned);
-    for_s3.filter(|url| !url.is_empty()).or_else(for_all)
+    let named = for_s3.filter(|url| !url.is_empty()).or_else(for_all);
+    let checked = named.map(|url| parse_endpoint(&url)).transpose();
+    checked.map_err(|e| e.context("AWS_ENDPOINT_URL"))
 }
 
 /// What the stores of a process have in common.
 struct Shared {
     http: SharedHttpClient,
     environment: OnceCell<Environment>,
+}
+
+impl Shared {
+    async fn environment(&self) -> &Environment {
+        let load = || Environment::load(&self.http);
+        self.environment.get_or_init(load).await
+    }
 }
 
 /// What this runtime's stores have in common: connections die with the runtime that made them. A
@@ -285,4 +300,25 @@ fn connector(context: TlsContext, proxy: ProxyConfig) -> Connector {
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
         .tls_context(context)
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::location::Location;
+
+    #[test]
+    fn where_a_bucket_of_aws_lies_is_not_taken_from_the_environment() {
+        let named = Region::from_static("eu-north-1");
+        let known = |url: &str, is_aws| match Location::parse(url) {
+            Ok(Location::S3(place)) => known_region(&place, is_aws, &named),
+            other => panic!("{url}: {other:?}"),
+        };
+        assert_eq!(known("s3://bucket", true), None);
+        assert_eq!(known("s3://bucket", false), Some(named.clone()));
+        for is_aws in [true, false] {
+            let given = known("s3://bucket?region=eu-west-1", is_aws);
+            assert_eq!(given, Some(Region::from_static("eu-west-1")));
+        }
+    }
 }

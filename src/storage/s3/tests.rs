@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::config::location::{Credentials, Secret};
-use crate::error::ErrorKind::{self, Corrupt, NotFound, Refused, Unavailable};
+use crate::error::ErrorKind::{self, Corrupt, Invalid, NotFound, Refused, Unavailable};
 use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -334,6 +334,33 @@ async fn a_put_tells_the_date_of_its_answer() {
     let date = answer::http_date("Fri, 20 Nov 2026 17:45:12 GMT");
     assert!(date.is_some());
     assert_eq!(put, Put::Created { date });
+}
+
+#[tokio::test]
+async fn an_endpoint_that_cannot_be_is_invalid_and_not_asked_again() {
+    let (store, _) = store("bucket", |_| String::new()).await;
+    let mut place = store.bucket.place.clone();
+    place.endpoint = Some("http://127.0.0.1:99999".to_owned());
+    let listed = S3Store::new(place).list("", None).await;
+    assert_fails(listed, Invalid, "was not a valid URI");
+}
+
+#[tokio::test]
+async fn the_region_of_a_bucket_is_the_one_that_its_server_says() {
+    let there = "x-amz-bucket-region: eu-west-1\r\n";
+    for (answer, expect) in [
+        (says("200 OK", there, ""), "eu-west-1"),
+        (says("301 Moved Permanently", there, ""), "eu-west-1"),
+        (says("403 Forbidden", there, ""), "eu-west-1"),
+        (says("200 OK", "", ""), "eu-north-1"),
+        (says("403 Forbidden", "", ""), "eu-north-1"),
+    ] {
+        let (store, asked) = store("bucket", move |_| answer.clone()).await;
+        let named = aws_config::Region::from_static("eu-north-1");
+        let found = client::look_up(&store.bucket.place, named).await.unwrap();
+        assert_eq!(found.as_ref(), expect);
+        assert_eq!(asked.lock().unwrap()[..], ["HEAD /bucket/"]);
+    }
 }
 
 #[tokio::test]
