@@ -16,6 +16,9 @@ use tokio::task::JoinSet;
 /// More than the 1,000 keys that an S3 server lists or deletes at once.
 const MANY: usize = 1_100;
 
+/// Bytes of a file that goes up in parts where there are parts.
+const LARGE: usize = (17 << 20) + 17;
+
 /// Checks a kind of store. `make` gives an empty one each time.
 ///
 /// # Panics
@@ -25,6 +28,7 @@ pub async fn check_store(make: impl Fn() -> Arc<dyn Store>) {
     a_file_is_stored_whole(make()).await;
     what_is_there_stays_as_it_is(make()).await;
     one_of_many_puts_of_a_key_wins(make()).await;
+    one_of_two_puts_of_a_large_file_wins(make()).await;
     a_read_gives_all_that_was_asked_for_or_an_error(make()).await;
     a_listing_is_in_the_order_of_the_keys(make()).await;
     a_folder_shows_one_level(make()).await;
@@ -108,29 +112,50 @@ async fn what_was_put_is_read_back(store: Arc<dyn Store>) {
     assert_eq!(listed, again, "a listing changed and no object did");
 }
 
-async fn a_file_is_stored_whole(store: Arc<dyn Store>) {
-    const LENGTH: usize = (6 << 20) + 17;
-    let mut content = Vec::with_capacity(LENGTH + 32);
-    let mut hash = blake3::hash(b"start");
-    while content.len() < LENGTH {
-        content.extend_from_slice(hash.as_bytes());
-        hash = blake3::hash(hash.as_bytes());
-    }
-    content.truncate(LENGTH);
+/// A file of which each part differs from the others.
+fn file_of(length: usize, seed: &[u8]) -> (tempfile::NamedTempFile, Vec<u8>) {
+    let mut content = vec![0; length];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(seed).finalize_xof().fill(&mut content);
     let mut file = tempfile::NamedTempFile::new().expect("room for a temporary file");
     file.write_all(&content).expect("room for a temporary file");
-    let body = Body::File(file.path().to_path_buf());
+    (file, content)
+}
 
-    // The same body twice: a retry sends it again.
-    for key in ["first", "second"] {
-        let put = store.put(key, body.clone()).await;
-        assert!(matches!(put, Ok(Put::Created { .. })), "put {key}: {put:?}");
-        for (offset, length) in [(0, LENGTH), (1 << 20, 4 << 20), (LENGTH - 1, 1)] {
-            let read = store.get_range(key, offset as u64, length as u64).await;
-            assert_read(read, &content[offset..offset + length], key);
+async fn a_file_is_stored_whole(store: Arc<dyn Store>) {
+    for length in [(6 << 20) + 17, LARGE] {
+        let (file, content) = file_of(length, b"a file");
+        let body = Body::File(file.path().to_path_buf());
+        // The same body twice: a retry sends it again.
+        for key in ["first", "second"].map(|name| format!("{name}/{length}")) {
+            let put = store.put(&key, body.clone()).await;
+            assert!(matches!(put, Ok(Put::Created { .. })), "put {key}: {put:?}");
+            for (offset, size) in [(0, length), (1 << 20, 4 << 20), (length - 1, 1)] {
+                let read = store.get_range(&key, offset as u64, size as u64).await;
+                assert_read(read, &content[offset..offset + size], &key);
+            }
         }
+        assert!(file.path().exists(), "a put took its file away");
     }
-    assert!(file.path().exists(), "a put took its file away");
+}
+
+async fn one_of_two_puts_of_a_large_file_wins(store: Arc<dyn Store>) {
+    let files = [file_of(LARGE, b"one"), file_of(LARGE, b"other")];
+    let [one, other] = files
+        .each_ref()
+        .map(|(file, _)| store.put("a", Body::File(file.path().to_path_buf())));
+    let puts = tokio::join!(one, other);
+    let winner = match puts {
+        (Ok(Put::Created { .. }), Ok(Put::Exists)) => 0,
+        (Ok(Put::Exists), Ok(Put::Created { .. })) => 1,
+        _ => panic!("two puts of one key: {puts:?}"),
+    };
+    for (file, _) in &files {
+        let put = store.put("a", Body::File(file.path().to_path_buf())).await;
+        assert!(matches!(put, Ok(Put::Exists)), "put it again: {put:?}");
+    }
+    let read = store.get_range("a", 0, LARGE as u64).await;
+    assert_read(read, &files[winner].1, "read the winner's bytes");
 }
 
 async fn what_is_there_stays_as_it_is(store: Arc<dyn Store>) {
