@@ -90,21 +90,21 @@ pub trait Store: Send + Sync + 'static {
     /// that has the key is durable.
     ///
     /// # Errors
-    /// `Unavailable`, `Disk`, `Invalid`.
+    /// `Unavailable`, `Refused`, `Disk`, `Invalid`.
     async fn put(&self, key: &str, body: Body) -> Result<Put>;
 
     /// Reads exactly `length` bytes from `offset`.
     ///
     /// # Errors
-    /// `NotFound` for no such object, `Corrupt` if it ends before, `Unavailable`, `Disk`,
-    /// `Invalid`.
+    /// `NotFound` for no such object, `Corrupt` if it ends before, `Unavailable`, `Refused`,
+    /// `Disk`, `Invalid`.
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes>;
 
     /// All objects whose keys start with `prefix` and, as strings, come after `start_after`;
     /// ascending by key.
     ///
     /// # Errors
-    /// `Unavailable`, `Disk`, `Invalid`.
+    /// `Unavailable`, `Refused`, `Disk`, `Invalid`.
     async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<Listed>>;
 
     /// The names one level below `prefix` (which is empty or ends in `/`), ascending: folders end
@@ -112,13 +112,13 @@ pub trait Store: Send + Sync + 'static {
     /// a path, and shows what else a path holds.
     ///
     /// # Errors
-    /// `Unavailable`, `Disk`, `Invalid`.
+    /// `Unavailable`, `Refused`, `Disk`, `Invalid`.
     async fn list_folder(&self, prefix: &str) -> Result<Vec<String>>;
 
     /// Deletes objects; those that do not exist count as deleted.
     ///
     /// # Errors
-    /// `Unavailable`, `Disk`, `Invalid`.
+    /// `Unavailable`, `Refused`, `Disk`, `Invalid`.
     async fn delete(&self, keys: &[String]) -> Result<()>;
 
     /// Gives up the uploads of objects whose keys start with `prefix` that began before `before`
