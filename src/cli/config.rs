@@ -104,13 +104,15 @@ impl Config {
         }
     }
 
-    /// A place of the command line. The file's access key is for buckets named here, too.
+    /// A place of the command line. The file's access key is for buckets named here, too, and the
+    /// environment's endpoint.
     ///
     /// # Errors
     /// As [`Location::parse`].
     pub(crate) fn location(&self, place: &str) -> Result<Location> {
         let mut location = Location::parse(place)?;
         if let Location::S3(bucket) = &mut location {
+            bucket.take_endpoint(&environment)?;
             bucket.credentials = self.known().and_then(|known| known.credentials.clone());
         }
         Ok(location)

@@ -4,9 +4,9 @@
 //! the environment's words in it ([`expand`](mod@expand)), and paths that are not absolute lie
 //! below the directory of the file, wherever a command is started.
 
-pub mod expand;
-pub mod place;
-pub mod table;
+pub(crate) mod expand;
+mod place;
+mod table;
 pub mod unique;
 
 use crate::config::file::expand::Lookup;

@@ -224,6 +224,22 @@ fn parse_url(rest: &str) -> Result<S3Location> {
 }
 
 impl S3Location {
+    /// Without an endpoint of its own it has the one that the environment names, as it has for the
+    /// AWS SDK: one place is one, whichever way it is named.
+    ///
+    /// # Errors
+    /// `Invalid`, which names the variable.
+    pub fn take_endpoint(&mut self, environment: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+        for variable in ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"] {
+            let said = environment(variable).filter(|url| !url.is_empty());
+            if let (None, Some(url)) = (&self.endpoint, said) {
+                let endpoint = parse_endpoint(&url).map_err(|e| e.context(variable))?;
+                self.endpoint = Some(endpoint);
+            }
+        }
+        Ok(())
+    }
+
     /// The URL that is read as this bucket and prefix.
     pub fn url(&self) -> String {
         self.to_string().replace('%', "%25").replace('?', "%3F")
@@ -433,6 +449,43 @@ mod tests {
         }
         assert_eq!(s3("s3://bucket/a/?region=x").to_string(), "s3://bucket/a");
         assert_eq!(s3("s3://bucket").to_string(), "s3://bucket");
+    }
+
+    #[test]
+    fn a_place_without_an_endpoint_takes_that_of_the_environment() {
+        let with = |text: &str, variables: &[(&str, &str)]| {
+            let mut place = s3(text);
+            let environment = |name: &str| {
+                let found = variables.iter().find(|(variable, _)| *variable == name);
+                found.map(|(_, value)| (*value).to_owned())
+            };
+            place.take_endpoint(&environment)?;
+            Ok::<_, Error>(place.endpoint)
+        };
+        let for_all = ("AWS_ENDPOINT_URL", "http://all:9000/");
+        let for_s3 = ("AWS_ENDPOINT_URL_S3", "http://s3:9000");
+        for (text, variables, endpoint) in [
+            ("s3://bucket", &[][..], None),
+            ("s3://bucket", &[for_all], Some("http://all:9000")),
+            ("s3://bucket", &[for_all, for_s3], Some("http://s3:9000")),
+            (
+                "s3://bucket",
+                &[for_all, ("AWS_ENDPOINT_URL_S3", "")],
+                Some("http://all:9000"),
+            ),
+            (
+                "s3://bucket?endpoint=http://own",
+                &[for_s3],
+                Some("http://own"),
+            ),
+        ] {
+            assert_eq!(with(text, variables).unwrap().as_deref(), endpoint);
+        }
+        let said = with("s3://bucket", &[("AWS_ENDPOINT_URL", "localhost:9000")]).unwrap_err();
+        assert_eq!(
+            said.to_string(),
+            "AWS_ENDPOINT_URL: localhost:9000: no endpoint: say http://host:port or https://host"
+        );
     }
 
     #[test]

@@ -3,13 +3,13 @@
 use crate::error::{Error, Result};
 
 /// What a variable of the environment holds.
-pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Puts the environment's values for `${NAME}`, and a dollar for `$$`.
 ///
 /// # Errors
 /// `Invalid`, which names the variable and never shows a value.
-pub fn expand(text: &str, environment: Lookup<'_>) -> Result<String> {
+pub(crate) fn expand(text: &str, environment: Lookup<'_>) -> Result<String> {
     let mut expanded = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('$') {
@@ -39,7 +39,7 @@ pub fn expand(text: &str, environment: Lookup<'_>) -> Result<String> {
 }
 
 /// The text that expands to this one.
-pub fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('$', "$$")
 }
 

@@ -38,7 +38,7 @@ enum Written {
 ///
 /// # Errors
 /// `Invalid`, for contradictions too.
-pub fn place(
+pub(crate) fn place(
     table: &Table<'_>,
     base: &Path,
     credentials: Option<&Credentials>,
@@ -188,6 +188,9 @@ fn fill(
     if let Some(endpoint) = table.parsed("endpoint", parse_endpoint)? {
         location.endpoint = Some(endpoint.value);
     }
+    location
+        .take_endpoint(table.source.environment)
+        .map_err(|e| e.context(table.source.line(table.at)))?;
     if let Some(is_forced) = table.boolean("force-path-style")? {
         location.force_path_style = Some(is_forced);
     }
@@ -202,7 +205,7 @@ fn fill(
 ///
 /// # Errors
 /// `Invalid` for half a key.
-pub fn keys(table: &Table<'_>) -> Result<Option<Credentials>> {
+pub(crate) fn keys(table: &Table<'_>) -> Result<Option<Credentials>> {
     let id = table.text("access-key-id")?;
     let secret = table.text("secret-access-key")?;
     for (key, value) in [("access-key-id", &id), ("secret-access-key", &secret)] {

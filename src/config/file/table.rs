@@ -12,15 +12,15 @@ use toml::de::{DeTable, DeValue};
 
 /// A kind of table, and the keys that it knows.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Kind {
+pub(crate) struct Kind {
     /// Its heading; empty for what stands before all headings.
-    pub heading: &'static str,
+    pub(crate) heading: &'static str,
     /// Its keys.
-    pub keys: &'static [&'static str],
+    pub(crate) keys: &'static [&'static str],
 }
 
 /// What stands before all headings.
-pub const TOP: Kind = Kind {
+pub(crate) const TOP: Kind = Kind {
     heading: "",
     keys: &[
         "access-key-id",
@@ -33,13 +33,13 @@ pub const TOP: Kind = Kind {
 };
 
 /// What is logged, and how.
-pub const LOG: Kind = Kind {
+pub(crate) const LOG: Kind = Kind {
     heading: "[log]",
     keys: &["level", "format", "target"],
 };
 
 /// A database.
-pub const DB: Kind = Kind {
+pub(crate) const DB: Kind = Kind {
     heading: "[[db]]",
     keys: &[
         "path",
@@ -53,7 +53,7 @@ pub const DB: Kind = Kind {
 };
 
 /// A replica of the database before it.
-pub const REPLICA: Kind = Kind {
+pub(crate) const REPLICA: Kind = Kind {
     heading: "[[db.replica]]",
     keys: &[
         "name",
@@ -76,33 +76,33 @@ pub const REPLICA: Kind = Kind {
 };
 
 /// How long which restore points of a replica are kept.
-pub const RETENTION: Kind = Kind {
+pub(crate) const RETENTION: Kind = Kind {
     heading: "retention",
     keys: &["all", "hourly", "daily"],
 };
 
 /// All tables.
-pub const KINDS: [&Kind; 5] = [&TOP, &LOG, &DB, &REPLICA, &RETENTION];
+pub(crate) const KINDS: [&Kind; 5] = [&TOP, &LOG, &DB, &REPLICA, &RETENTION];
 
 /// The file that is read.
 #[derive(Clone, Copy)]
-pub struct Source<'a> {
+pub(crate) struct Source<'a> {
     /// How messages name it.
-    pub file: &'a Path,
+    pub(crate) file: &'a Path,
     /// What it holds.
-    pub text: &'a str,
+    pub(crate) text: &'a str,
     /// The environment.
-    pub environment: Lookup<'a>,
+    pub(crate) environment: Lookup<'a>,
 }
 
 impl Source<'_> {
     /// An error at a place in the file.
-    pub fn wrong(&self, at: usize, sentence: impl std::fmt::Display) -> Error {
+    pub(crate) fn wrong(&self, at: usize, sentence: impl std::fmt::Display) -> Error {
         Error::invalid(sentence.to_string()).context(self.line(at))
     }
 
     /// File and line of a place.
-    pub fn line(&self, at: usize) -> String {
+    pub(crate) fn line(&self, at: usize) -> String {
         let before = &self.text.as_bytes()[..at.min(self.text.len())];
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
         format!("{}:{line}", self.file.display())
@@ -111,19 +111,19 @@ impl Source<'_> {
 
 /// A value and where in the file it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct At<T> {
+pub(crate) struct At<T> {
     /// The value.
-    pub value: T,
+    pub(crate) value: T,
     /// Bytes before it.
-    pub at: usize,
+    pub(crate) at: usize,
 }
 
 /// A table whose keys are all known.
-pub struct Table<'a> {
+pub(crate) struct Table<'a> {
     /// The file.
-    pub source: Source<'a>,
+    pub(crate) source: Source<'a>,
     /// Where its heading stands.
-    pub at: usize,
+    pub(crate) at: usize,
     kind: &'static Kind,
     entries: &'a DeTable<'a>,
 }
@@ -135,7 +135,7 @@ impl<'a> Table<'a> {
     ///
     /// # Errors
     /// `Invalid` for the first key that it does not know.
-    pub fn new(
+    pub(crate) fn new(
         source: Source<'a>,
         kind: &'static Kind,
         entries: &'a DeTable<'a>,
@@ -160,7 +160,7 @@ impl<'a> Table<'a> {
     ///
     /// # Errors
     /// `Invalid`.
-    pub fn text(&self, key: &str) -> Result<Option<At<String>>> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<At<String>>> {
         let Some(found) = self.get(key) else {
             return Ok(None);
         };
@@ -178,7 +178,7 @@ impl<'a> Table<'a> {
     ///
     /// # Errors
     /// `Invalid`, also from `parse`.
-    pub fn parsed<T>(
+    pub(crate) fn parsed<T>(
         &self,
         key: &str,
         parse: impl FnOnce(&str) -> Result<T>,
@@ -195,7 +195,7 @@ impl<'a> Table<'a> {
     ///
     /// # Errors
     /// `Invalid`.
-    pub fn period(&self, key: &str) -> Result<Option<Duration>> {
+    pub(crate) fn period(&self, key: &str) -> Result<Option<Duration>> {
         let positive = |text: &str| match parse_duration(text)? {
             Duration::ZERO => Err(Error::invalid(format!("{text:?} must be longer than 0"))),
             duration => Ok(duration),
@@ -207,7 +207,7 @@ impl<'a> Table<'a> {
     ///
     /// # Errors
     /// `Invalid`.
-    pub fn duration(&self, key: &str) -> Result<Option<Duration>> {
+    pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>> {
         match self.get(key).map(Spanned::get_ref) {
             Some(DeValue::Integer(number)) if number.as_str() == "0" => Ok(Some(Duration::ZERO)),
             Some(DeValue::Integer(_)) => {
@@ -222,7 +222,7 @@ impl<'a> Table<'a> {
     ///
     /// # Errors
     /// `Invalid`.
-    pub fn size(&self, key: &str) -> Result<Option<u64>> {
+    pub(crate) fn size(&self, key: &str) -> Result<Option<u64>> {
         match self.get(key) {
             Some(found) if found.get_ref().is_integer() => {
                 let number = found.get_ref().as_integer().map(ToString::to_string);
@@ -240,7 +240,7 @@ impl<'a> Table<'a> {
     ///
     /// # Errors
     /// `Invalid`.
-    pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
+    pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>> {
         let Some(found) = self.get(key) else {
             return Ok(None);
         };
@@ -254,7 +254,7 @@ impl<'a> Table<'a> {
     ///
     /// # Errors
     /// `Invalid`.
-    pub fn table(&self, key: &str, kind: &'static Kind) -> Result<Option<Table<'a>>> {
+    pub(crate) fn table(&self, key: &str, kind: &'static Kind) -> Result<Option<Table<'a>>> {
         let Some(found) = self.get(key) else {
             return Ok(None);
         };
@@ -268,7 +268,7 @@ impl<'a> Table<'a> {
     ///
     /// # Errors
     /// `Invalid`.
-    pub fn tables(&self, key: &str, kind: &'static Kind) -> Result<Vec<Table<'a>>> {
+    pub(crate) fn tables(&self, key: &str, kind: &'static Kind) -> Result<Vec<Table<'a>>> {
         let Some(found) = self.get(key) else {
             return Ok(Vec::new());
         };
@@ -283,12 +283,12 @@ impl<'a> Table<'a> {
     }
 
     /// Whether a key is there, and where.
-    pub fn place(&self, key: &str) -> Option<usize> {
+    pub(crate) fn place(&self, key: &str) -> Option<usize> {
         self.get(key).map(|value| value.span().start)
     }
 
     /// Whether the value under a key is a table.
-    pub fn is_table(&self, key: &str) -> bool {
+    pub(crate) fn is_table(&self, key: &str) -> bool {
         self.get(key)
             .is_some_and(|value| value.get_ref().is_table())
     }

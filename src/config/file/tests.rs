@@ -538,6 +538,15 @@ fn no_replica_lies_where_another_one_does_or_within() {
         );
         refused(&two(one, other), &sentence);
     }
+    let said = |text: &str| {
+        let environment =
+            |name: &str| Some("http://a".to_owned()).filter(|_| name == "AWS_ENDPOINT_URL");
+        let file = Path::new("/etc/s.toml");
+        parse(text, file, Path::new("/etc"), &environment).map_err(|e| e.to_string())
+    };
+    let one_server = said(&two("s3://bucket/x", "s3://bucket/x?endpoint=http://a/"));
+    assert!(one_server.unwrap_err().contains("lies in the place of"));
+    said(&two("s3://bucket/x", "s3://bucket/x?endpoint=http://b")).unwrap();
     for (one, other) in [
         ("/x", "/x2"),
         ("s3://bucket/x", "s3://bucket/x2"),
@@ -583,12 +592,15 @@ fn a_replica_is_called_what_the_user_calls_it() {
     ] {
         assert_eq!(replica_name(place), name);
     }
+    // One whose name ends in a slash can be meant, too.
+    assert!(is_named("disk/", "disk/") && is_named("disk", "disk/"));
+    assert!(!is_named("disk/", "disk"));
 }
 
 #[test]
 fn the_example_is_right_and_shows_every_key() {
     const EXAMPLE: &str = include_str!("../../../contrib/sqlrepl.toml");
-    let environment = |_: &str| Some("word".to_owned());
+    let environment = |name: &str| (!name.starts_with("AWS_")).then(|| "word".to_owned());
     let file = Path::new("/etc/sqlrepl.toml");
     let settings = parse(EXAMPLE, file, Path::new("/etc"), &environment).unwrap();
     assert_eq!(settings.databases[0].replicas.len(), 3);
