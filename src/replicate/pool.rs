@@ -261,14 +261,22 @@ impl Pool {
     /// Sleeps until then, or until there is news; whether something happened to a file.
     fn doze(&self, id: Id, until: Instant) -> bool {
         loop {
-            let left = until.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let left = until.saturating_duration_since(now);
             let mut state = self.state();
             if left.is_zero() || state.schedule.is_called(id) {
-                return state.schedule.resume(id);
+                return state.schedule.resume(id, now);
             }
             drop(state);
             std::thread::park_timeout(left);
         }
+    }
+
+    /// Something happened to the files of this one.
+    fn change(self: &Arc<Self>, id: Id) {
+        let mut state = self.state();
+        let calls = state.schedule.change(id, Instant::now());
+        self.answer(state, calls);
     }
 
     /// How many threads run or doze, besides the lookout.
@@ -322,13 +330,17 @@ impl Wake {
     pub(super) fn arm(&self, files: &[&Path]) {
         // First: an event that comes before this ends its watch, and so must count.
         self.pool.state().schedule.arm(self.id);
-        self.pool.watcher.watch_files(self.id, files);
+        if self.pool.watcher.watch_files(self.id, files) {
+            self.pool.change(self.id);
+        }
     }
 
     /// Watches a directory for anything that may bring a database into it.
     pub(super) fn arm_directory(&self, dir: &Path) {
         self.pool.state().schedule.arm(self.id);
-        self.pool.watcher.watch_directory(self.id, dir);
+        if self.pool.watcher.watch_directory(self.id, dir) {
+            self.pool.change(self.id);
+        }
     }
 }
 

@@ -217,6 +217,8 @@ pub struct Spool {
     /// Held as long as the spool is open.
     _lock: Flock<File>,
     tip: watch::Sender<Option<Tip>>,
+    /// Where the capture goes on: to be asked while the writer waits for the disk.
+    position: Mutex<Option<Position>>,
     logs: Mutex<VecDeque<Log>>,
     writer: Mutex<Option<Writer>>,
     share: Share,
@@ -259,12 +261,14 @@ impl Spool {
             None => None,
         };
         let tip = writer.as_ref().map(Writer::tip);
+        let position = writer.as_ref().map(|writer| writer.durable);
         let share = Share::new(budget);
         share.set_spool(length(&logs));
         Ok(Self {
             dir: dir.to_path_buf(),
             _lock: lock,
             tip: watch::Sender::new(tip),
+            position: Mutex::new(position),
             logs: Mutex::new(logs),
             writer: Mutex::new(writer),
             share,
@@ -362,19 +366,25 @@ impl Spool {
     /// `Disk`.
     pub fn release(&self, seq: u64) -> Result<()> {
         self.close_if_released(seq);
-        let mut logs = self.logs();
-        while logs.len() > 1 && logs.front().is_some_and(|log| log.last <= seq) {
-            let path = &logs.front().expect("just seen").path;
-            fs::remove_file(path)
+        while let Some(path) = self.released(seq) {
+            fs::remove_file(&path)
                 .or_else(|e| match e.kind() {
                     io::ErrorKind::NotFound => Ok(()),
                     _ => Err(e),
                 })
                 .map_err(|e| Error::disk(format!("remove spool file {}", path.display()), e))?;
-            logs.pop_front();
+            let mut logs = self.logs();
+            logs.retain(|log| log.path != path);
             self.share.set_spool(length(&logs));
         }
         Ok(())
+    }
+
+    /// The oldest file, if it may go. The newest one stays.
+    fn released(&self, seq: u64) -> Option<PathBuf> {
+        let logs = self.logs();
+        let oldest = logs.front().filter(|log| log.last <= seq)?;
+        (logs.len() > 1).then(|| oldest.path.clone())
     }
 
     /// Begins the next file if most of the newest one is to go. If the capture is busy with it, the
@@ -418,9 +428,9 @@ impl Spool {
         self.share.set_held(bytes);
     }
 
-    /// Where the capture goes on. `None` until the first run began.
+    /// Where the capture goes on. `None` until the first run began. Never waits for the disk.
     pub fn position(&self) -> Option<Position> {
-        self.writer().as_ref().map(|writer| writer.durable)
+        *self.shown_position()
     }
 
     /// Begins a run, durably. Its base gets a number of its own: what was committed between the
@@ -525,7 +535,7 @@ impl Spool {
             log.length = writer.durable_length;
             self.share.set_spool(length(&logs));
         }
-        self.tip.send_replace(Some(writer.tip()));
+        self.show(writer);
         if writer.durable_length - writer.data >= ROTATE_BYTES {
             match self.next_file(writer) {
                 Ok(next) => self.take_over(&mut guard, next),
@@ -578,7 +588,7 @@ impl Spool {
             log.length = writer.durable_length;
             self.share.set_spool(length(&logs));
         }
-        self.tip.send_replace(Some(writer.tip()));
+        self.show(writer);
         Ok(())
     }
 
@@ -597,8 +607,14 @@ impl Spool {
             logs.push_back(next.log());
             self.share.set_spool(length(&logs));
         }
-        self.tip.send_replace(Some(next.tip()));
+        self.show(&next);
         *writer = Some(next);
+    }
+
+    /// Shows what is durable.
+    fn show(&self, writer: &Writer) {
+        *self.shown_position() = Some(writer.durable);
+        self.tip.send_replace(Some(writer.tip()));
     }
 
     fn verify(&self, log: &Log, file: &File) -> Result<()> {
@@ -621,6 +637,12 @@ impl Spool {
 
     fn log_dir(&self) -> PathBuf {
         self.dir.join("log")
+    }
+
+    fn shown_position(&self) -> MutexGuard<'_, Option<Position>> {
+        self.position
+            .lock()
+            .expect("nobody panics with this lock held")
     }
 
     fn logs(&self) -> MutexGuard<'_, VecDeque<Log>> {

@@ -2,7 +2,7 @@
 //!
 //! Owns the watches. Files are watched only while a capture sleeps, and for one event: a writer in
 //! full flight pays nothing for it. Several captures may watch one directory, and then share the
-//! kernel's watch.
+//! kernel's watch. A path is never looked at with a lock held, since its file system may not answer.
 
 use crate::replicate::pool::Id;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
@@ -34,6 +34,8 @@ struct Watching {
     instance: Option<Watches>,
     /// Whom an event of a watch wakes.
     concerned: HashMap<WatchDescriptor, Vec<Id>>,
+    /// How many events were read of watches that concern nobody, or nobody yet.
+    strangers: u64,
     /// Whether it was said that the system has no watch left.
     is_said: bool,
 }
@@ -60,25 +62,45 @@ impl Watcher {
     }
 
     /// Watches for writes to these files, and for their removal or renaming. One that is not there
-    /// is left out: the slow poll finds it.
-    pub(super) fn watch_files(&self, id: Id, files: &[&Path]) {
-        for path in files {
-            self.watch(id, path, FILE);
-        }
+    /// is left out: the slow poll finds it. True if something may have happened since.
+    pub(super) fn watch_files(&self, id: Id, files: &[&Path]) -> bool {
+        let watch = |path: &&Path| self.watch_by(id, path, |watches| watches.add(path, FILE));
+        files
+            .iter()
+            .map(watch)
+            .fold(false, |one, other| one | other)
     }
 
-    /// Watches a directory for anything that may bring a database into it.
-    pub(super) fn watch_directory(&self, id: Id, dir: &Path) {
-        self.watch(id, dir, DIRECTORY);
+    /// Watches a directory for anything that may bring a database into it. True if something may
+    /// have happened since.
+    pub(super) fn watch_directory(&self, id: Id, dir: &Path) -> bool {
+        self.watch_by(id, dir, |watches| watches.add(dir, DIRECTORY))
     }
 
-    fn watch(&self, id: Id, path: &Path, mask: WatchMask) {
-        // Held until the watch is noted: its first event may be read before that.
-        let mut watching = self.lock();
-        let Some(instance) = &mut watching.instance else {
-            return;
+    /// Watches with what `add` gives, which may take as long as the file system likes: nobody else
+    /// waits for it.
+    pub(super) fn watch_by(
+        &self,
+        id: Id,
+        path: &Path,
+        add: impl FnOnce(&mut Watches) -> io::Result<WatchDescriptor>,
+    ) -> bool {
+        let (instance, before) = {
+            let watching = self.lock();
+            (watching.instance.clone(), watching.strangers)
         };
-        match instance.add(path, mask) {
+        let Some(mut instance) = instance else {
+            return false;
+        };
+        let added = add(&mut instance);
+        let mut watching = self.lock();
+        match added {
+            // Its first event may have been read while it concerned nobody.
+            Ok(watch) if watching.strangers != before => {
+                drop(watching);
+                remove(&mut instance, watch);
+                return true;
+            }
             Ok(watch) => {
                 let concerned = watching.concerned.entry(watch).or_default();
                 if !concerned.contains(&id) {
@@ -91,6 +113,7 @@ impl Watcher {
             }
             Err(e) => tracing::debug!("{} is not watched, only polled: {e}", path.display()),
         }
+        false
     }
 
     /// Reads the events that there are: whom they concern. What happened shows in the next look.
@@ -105,7 +128,10 @@ impl Watcher {
                 }
                 // The end of a watch is an event too: one that was armed again may have been about
                 // to end.
-                woken.extend(watching.concerned.remove(&event.wd).unwrap_or_default());
+                match watching.concerned.remove(&event.wd) {
+                    Some(ids) => woken.extend(ids),
+                    None => watching.strangers += 1,
+                }
             }
         }
         woken
@@ -122,12 +148,12 @@ impl Watcher {
             }
             !ids.is_empty()
         });
-        for watch in ended {
-            if let Some(instance) = &mut watching.instance
-                && let Err(e) = instance.remove(watch)
-            {
-                tracing::trace!("a watch had ended by itself: {e}");
-            }
+        let instance = watching.instance.clone();
+        drop(watching);
+        if let Some(mut instance) = instance {
+            ended
+                .into_iter()
+                .for_each(|watch| remove(&mut instance, watch));
         }
     }
 
@@ -135,6 +161,12 @@ impl Watcher {
         self.watches
             .lock()
             .expect("nobody panics with this lock held")
+    }
+}
+
+fn remove(instance: &mut Watches, watch: WatchDescriptor) {
+    if let Err(e) = instance.remove(watch) {
+        tracing::trace!("a watch had ended by itself: {e}");
     }
 }
 

@@ -28,9 +28,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
+use tokio::time::timeout;
 
 /// What a put left unfinished in `.tmp` is removed when it is this old.
 const LEFT_OVER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long an open waits to be told what lies at its path.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// How often a put makes its directories again when deletes remove them under it.
 const MOVE_TRIES: usize = 100;
@@ -82,6 +86,20 @@ impl DirectoryStore {
             ))),
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("open", &path, e)),
             _ => Ok(Arc::new(Self::at(path))),
+        }
+    }
+
+    /// The same beside the runtime. A file system that does not answer in time is left to the first
+    /// use of the store.
+    ///
+    /// # Errors
+    /// As [`DirectoryStore::open`].
+    pub async fn open_in_time(root: &Path) -> Result<Arc<Self>> {
+        let asked = root.to_owned();
+        let opening = tokio::task::spawn_blocking(move || Self::open(&asked));
+        match timeout(ANSWER, opening).await {
+            Ok(Ok(opened)) => opened,
+            _ => Ok(Arc::new(Self::at(root.to_owned()))),
         }
     }
 

@@ -138,7 +138,7 @@ pub trait Store: Send + Sync + 'static {
 /// `Invalid` if the path is something else than a directory, `Disk`.
 pub async fn open(location: &Location) -> Result<Arc<dyn Store>> {
     match location {
-        Location::Directory(path) => Ok(DirectoryStore::open(path)?),
+        Location::Directory(path) => Ok(DirectoryStore::open_in_time(path).await?),
         Location::S3(place) => {
             let store = S3Store::new(place.clone());
             Ok(RetryStore::new(store, RetrySettings::default()))

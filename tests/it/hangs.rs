@@ -56,6 +56,29 @@ fn two(world: &World) {
     config(world, &["app", "disk/shop"]);
 }
 
+#[test]
+fn a_replica_on_a_dead_mount_holds_up_no_other_replica_of_its_database() {
+    let world = World::new();
+    std::fs::create_dir(world.path("disk")).unwrap();
+    make(&world, "app");
+    config(&world, &["app"]);
+    let text = std::fs::read_to_string(world.path("fleet.toml")).unwrap();
+    let dead = "[[db.replica]]\nname = \"dead\"\npath = \"disk/replica\"\n";
+    std::fs::write(world.path("fleet.toml"), text + dead).unwrap();
+    let _hung = Hung::over(&world.path("disk"));
+    let mut daemon = world.replicate("--config fleet.toml");
+    wait_until(LONG, "a sync of the other replica", || {
+        assert!(daemon.is_running(), "the daemon ended");
+        let sync = world.sqlrepl("sync app.db --replica app --timeout 30s");
+        sync.code == 0
+    });
+    assert_eq!(newest(&world, "app"), "made");
+    let (databases, _) = status(&world, "--config fleet.toml");
+    assert_eq!(databases[0]["replicas"][0]["state"], "replicating");
+    assert_eq!(databases[0]["replicas"][1]["state"], "starting");
+    assert_eq!(end_in_time(&mut daemon), 0);
+}
+
 /// README: "A database whose file system does not answer holds up no other one, shows in `sqlrepl
 /// status`, and does not keep the process from its end."
 #[test]
@@ -93,6 +116,9 @@ fn a_mount_that_dies_under_a_capture_is_named_and_the_capture_goes_on_when_it_is
     await_sync(&world, &mut daemon, "app");
     await_sync(&world, &mut daemon, "disk/shop");
     for is_end in [false, true] {
+        // About to be dropped from the spool: that hangs, too.
+        world.sql("disk/shop.db", "INSERT INTO t VALUES(randomblob(300000))");
+        await_sync(&world, &mut daemon, "disk/shop");
         let hung = Hung::over(&world.path("disk"));
         insert(&world, "app", "as if nothing were");
         await_sync(&world, &mut daemon, "app");

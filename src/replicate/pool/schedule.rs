@@ -6,7 +6,8 @@
 //! longer is *parked* and holds none. What becomes ready waits in one queue, first come, first
 //! served. News (a file event, a ring) gets an idle thread, or a new one below the bound; what is
 //! merely due shares one, however much it is. Where all threads are taken and somebody waits for
-//! one, nobody dozes: everybody has a turn, in the order of the queue.
+//! one, nobody dozes: everybody has a turn, in the order of the queue. A thread that is held up, by
+//! a file system that does not answer say, counts no more: it must not be missing to the others.
 
 use crate::replicate::decide::TICK;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -19,6 +20,8 @@ const SLACK_PART: u32 = 4;
 const WAIT_MAX: Duration = Duration::from_secs(86_400);
 /// How long nothing is asked of a system that gave no thread.
 const NO_THREAD: Duration = Duration::from_secs(1);
+/// A step that takes longer is held up by something, and its thread does not count.
+const HUNG: Duration = Duration::from_secs(5);
 
 /// One of the tasks of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,7 +55,11 @@ pub(super) enum Rest {
 }
 
 enum Place {
-    Running,
+    /// Not in the schedule yet.
+    Outside,
+    Running {
+        since: Instant,
+    },
     /// Keeps this thread.
     Dozing(Hand),
     Ready,
@@ -69,6 +76,8 @@ struct Slot {
     is_armed: bool,
     changed: bool,
     rung: bool,
+    /// It has run for so long that its thread does not count.
+    is_hung: bool,
 }
 
 /// The tasks and threads of a pool.
@@ -84,6 +93,8 @@ pub(super) struct Schedule {
     idle: Vec<Hand>,
     threads: usize,
     threads_max: usize,
+    /// Threads of tasks that hang.
+    hung: usize,
     named: u64,
 }
 
@@ -98,6 +109,7 @@ impl Schedule {
             idle: Vec::new(),
             threads: 0,
             threads_max,
+            hung: 0,
             named: 0,
         }
     }
@@ -107,14 +119,15 @@ impl Schedule {
         self.named
     }
 
-    /// A new task. It counts as running until [`Schedule::begin`].
+    /// A new task. It has no turn before [`Schedule::begin`].
     pub(super) fn enter(&mut self) -> Id {
         let id = Id(self.name());
         let slot = Slot {
-            place: Place::Running,
+            place: Place::Outside,
             is_armed: false,
             changed: false,
             rung: false,
+            is_hung: false,
         };
         self.slots.insert(id, slot);
         id
@@ -128,6 +141,7 @@ impl Schedule {
 
     /// A running task is over. True if it was the last one.
     pub(super) fn leave(&mut self, id: Id) -> bool {
+        self.counts_again(id);
         self.slots.remove(&id);
         self.is_empty()
     }
@@ -163,7 +177,7 @@ impl Schedule {
 
     fn rouse(&mut self, id: Id, now: Instant) -> Option<Call> {
         match self.slots.get(&id)?.place {
-            Place::Running | Place::Ready => None,
+            Place::Outside | Place::Running { .. } | Place::Ready => None,
             Place::Dozing(hand) => Some(Call::Wake(hand)),
             Place::Parked { .. } => {
                 self.queue(id, now);
@@ -176,19 +190,20 @@ impl Schedule {
     pub(super) fn take(&mut self, now: Instant) -> Option<(Id, bool)> {
         let id = self.ready.pop_front()?;
         self.moved = now;
-        Some((id, self.resume(id)))
+        Some((id, self.resume(id, now)))
     }
 
     /// A task runs again; whether something happened to its files.
-    pub(super) fn resume(&mut self, id: Id) -> bool {
+    pub(super) fn resume(&mut self, id: Id, now: Instant) -> bool {
         let slot = self.slots.get_mut(&id).expect("a task leaves as it runs");
-        slot.place = Place::Running;
+        slot.place = Place::Running { since: now };
         slot.rung = false;
         std::mem::take(&mut slot.changed)
     }
 
     /// A running task waits so long at most.
     pub(super) fn rest(&mut self, id: Id, hand: Hand, wait: Duration, now: Instant) -> Rest {
+        self.counts_again(id);
         let is_crowded = self.is_crowded();
         let slot = self.slots.get_mut(&id).expect("a task leaves as it runs");
         if slot.rung || slot.changed {
@@ -196,7 +211,7 @@ impl Schedule {
                 self.queue(id, now);
                 return Rest::Part;
             }
-            let changed = self.resume(id);
+            let changed = self.resume(id, now);
             return Rest::Again { changed };
         }
         if wait <= TICK && !is_crowded {
@@ -212,7 +227,28 @@ impl Schedule {
     }
 
     fn is_crowded(&self) -> bool {
-        !self.ready.is_empty() && self.idle.is_empty() && self.threads >= self.threads_max
+        !self.ready.is_empty() && self.idle.is_empty() && self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        self.threads >= self.threads_max + self.hung
+    }
+
+    /// A task that has run goes on, or is over.
+    fn counts_again(&mut self, id: Id) {
+        let slot = self.slots.get_mut(&id);
+        if slot.is_some_and(|slot| std::mem::take(&mut slot.is_hung)) {
+            self.hung -= 1;
+        }
+    }
+
+    /// Since when each of the tasks runs whose threads count.
+    fn running(&mut self) -> impl Iterator<Item = (Instant, &mut Slot)> {
+        let counting = self.slots.values_mut().filter(|slot| !slot.is_hung);
+        counting.filter_map(|slot| match slot.place {
+            Place::Running { since } => Some((since, slot)),
+            _ => None,
+        })
     }
 
     /// Whether there is news for a task that dozes.
@@ -224,6 +260,14 @@ impl Schedule {
     /// Makes ready what is due by now; once something is, also what may be called.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Call> {
         let mut calls = Vec::new();
+        if self.is_crowded() {
+            let mut found = 0;
+            for (_, slot) in self.running().filter(|(since, _)| *since + HUNG <= now) {
+                slot.is_hung = true;
+                found += 1;
+            }
+            self.hung += found;
+        }
         let is_due = self.must.first().is_some_and(|(until, _)| *until <= now);
         while let Some((from, id)) = self.may.first().copied().filter(|_| is_due) {
             if from > now {
@@ -249,14 +293,18 @@ impl Schedule {
     }
 
     fn may_be_stuck(&self) -> bool {
-        !self.ready.is_empty() && (self.threads < self.threads_max || !self.idle.is_empty())
+        !self.ready.is_empty() && (!self.is_full() || !self.idle.is_empty())
     }
 
     /// When [`Schedule::due`] has something to do.
-    pub(super) fn next_due(&self) -> Option<Instant> {
+    pub(super) fn next_due(&mut self) -> Option<Instant> {
         let due = self.must.first().map(|(until, _)| *until);
         let stuck = self.may_be_stuck().then(|| self.moved + TICK);
-        due.into_iter().chain(stuck).min()
+        let hung = match self.is_crowded() {
+            true => self.running().map(|(since, _)| since + HUNG).min(),
+            false => None,
+        };
+        due.into_iter().chain(stuck).chain(hung).min()
     }
 
     /// How long it was parked for, if it was.
@@ -272,7 +320,9 @@ impl Schedule {
                 self.must.remove(&(until, id));
                 wait
             }
-            Place::Running | Place::Dozing(_) | Place::Ready => Duration::ZERO,
+            Place::Outside | Place::Running { .. } | Place::Dozing(_) | Place::Ready => {
+                Duration::ZERO
+            }
         }
     }
 
@@ -281,7 +331,7 @@ impl Schedule {
         if let Some(hand) = self.idle.pop() {
             return Some(Call::Wake(hand));
         }
-        (self.threads < self.threads_max).then(|| {
+        (!self.is_full()).then(|| {
             self.threads += 1;
             Call::Start(Hand(self.name()))
         })

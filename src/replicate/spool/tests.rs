@@ -488,3 +488,17 @@ fn an_empty_wal_is_no_place_that_could_be_found() {
     assert_eq!(spool.position().unwrap().seq, 7);
     assert!(spool.seqs(1, &[empty]).unwrap().is_empty());
 }
+
+#[test]
+fn where_the_capture_stands_is_told_while_the_disk_keeps_it_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Arc::new(Spool::open(dir.path(), Arc::default()).unwrap());
+    let waiting = spool.writer();
+    let (sender, told) = std::sync::mpsc::channel();
+    let asked = Arc::clone(&spool);
+    let asking = std::thread::spawn(move || sender.send(asked.position()));
+    let told = told.recv_timeout(std::time::Duration::from_secs(20));
+    drop(waiting);
+    asking.join().unwrap().ok();
+    assert_eq!(told, Ok(None));
+}

@@ -2,7 +2,7 @@
 
 use crate::replicate::decide::TICK;
 use crate::replicate::pool::Id;
-use crate::replicate::wake::{Watcher, no_instance, no_watch};
+use crate::replicate::wake::{FILE, Watcher, no_instance, no_watch};
 use inotify::Inotify;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashSet;
@@ -10,6 +10,9 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 fn ids<const N: usize>() -> [Id; N] {
     std::array::from_fn(|n| Id(n as u64))
@@ -30,7 +33,7 @@ fn woken(watcher: &Watcher, inotify: &mut Inotify) -> HashSet<Id> {
 
 /// Nothing comes any more.
 fn assert_quiet(watcher: &Watcher, inotify: &mut Inotify) {
-    std::thread::sleep(TICK);
+    thread::sleep(TICK);
     assert_eq!(watcher.read(inotify), HashSet::new());
 }
 
@@ -64,6 +67,36 @@ fn captures_that_watch_one_directory_all_wake() {
     watcher.forget(two);
     fs::write(dir.path().join("g"), b"1").unwrap();
     assert_quiet(&watcher, &mut inotify);
+}
+
+#[test]
+fn a_path_that_takes_long_holds_up_no_other_and_what_happens_to_it_meanwhile_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let [slow, other] = ["slow", "other"].map(|name| dir.path().join(name));
+    for path in [&slow, &other] {
+        fs::write(path, b"1").unwrap();
+    }
+    let ((watcher, mut inotify), [one, two]) = (opened(), ids());
+    let (sender, seen) = mpsc::channel();
+    let (happened, seen) = thread::scope(|scope| {
+        let mut seen_in_time = None;
+        let happened = watcher.watch_by(one, &slow, |watches| {
+            let watch = watches.add(&slow, FILE);
+            fs::write(&slow, b"2").unwrap();
+            scope.spawn(|| {
+                let early = woken(&watcher, &mut inotify);
+                watcher.watch_files(two, &[&other]);
+                fs::write(&other, b"2").unwrap();
+                let seen = (early, woken(&watcher, &mut inotify));
+                sender.send(seen).unwrap();
+            });
+            seen_in_time = seen.recv_timeout(Duration::from_secs(20)).ok();
+            watch
+        });
+        (happened, seen_in_time)
+    });
+    assert_eq!(seen, Some(([].into(), [two].into())));
+    assert!(happened);
 }
 
 #[test]

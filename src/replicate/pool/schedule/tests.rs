@@ -30,7 +30,7 @@ fn a_short_rest_keeps_the_thread_and_a_long_one_gives_it_back() {
     let (mut schedule, now, hand, [id]) = with_tasks(9);
     assert_eq!(schedule.rest(id, hand, TICK, now), Rest::Doze);
     assert_eq!(schedule.next_due(), None);
-    assert!(!schedule.resume(id));
+    assert!(!schedule.resume(id, now));
     assert_eq!(schedule.rest(id, hand, SECOND, now), Rest::Part);
     assert_eq!(schedule.next_due(), Some(now + SECOND));
     schedule.lie_down(hand);
@@ -47,7 +47,7 @@ fn a_change_counts_once_for_each_arming_and_is_never_lost_after_it() {
     assert_eq!(schedule.rest(id, hand, TICK, now), Rest::Doze);
     assert_eq!(schedule.change(id, now), None);
     assert!(!schedule.is_called(id));
-    assert!(!schedule.resume(id));
+    assert!(!schedule.resume(id, now));
 
     // Between arming and rest.
     schedule.arm(id);
@@ -62,7 +62,7 @@ fn a_change_counts_once_for_each_arming_and_is_never_lost_after_it() {
     assert_eq!(schedule.rest(id, hand, TICK, now), Rest::Doze);
     assert_eq!(schedule.change(id, now), Some(Call::Wake(hand)));
     assert!(schedule.is_called(id));
-    assert!(schedule.resume(id));
+    assert!(schedule.resume(id, now));
     schedule.arm(id);
     assert_eq!(schedule.rest(id, hand, SECOND, now), Rest::Part);
     schedule.lie_down(hand);
@@ -123,8 +123,8 @@ fn nobody_waits_long_for_a_thread_that_is_held_up() {
     assert!(matches!(schedule.due(now)[..], [Call::Start(_)]));
     assert!(schedule.take(now).is_some());
     now += TICK;
-    // There is no third thread to be had for the last one.
-    assert_eq!(schedule.next_due(), None);
+    // There is no third thread to be had for the last one, until one of the two counts no more.
+    assert_eq!(schedule.next_due(), Some(now - TICK * 2 + HUNG));
     assert_eq!(schedule.due(now), []);
     assert!(schedule.take(now).is_some());
 }
@@ -166,7 +166,7 @@ fn where_all_threads_are_taken_everybody_has_a_turn_in_order() {
         schedule.due(now);
         if schedule.rest(id, hand, TICK, now) == Rest::Doze {
             now += TICK;
-            schedule.resume(id);
+            schedule.resume(id, now);
             schedule.due(now);
             assert_eq!(schedule.rest(id, hand, TICK, now), Rest::Part);
         }
@@ -197,4 +197,20 @@ fn threads_that_are_not_needed_end_and_the_last_to_lie_down_is_called_first() {
     assert_eq!(schedule.ring(ids[1], now), Some(Call::Wake(hands[1])));
     assert_eq!(schedule.threads(), 2);
     assert!(matches!(schedule.ring(ids[2], now), Some(Call::Start(_))));
+}
+
+#[test]
+fn a_thread_that_is_held_up_is_not_missing_to_the_others() {
+    let (mut schedule, now, hand, [held_up, other]) = with_tasks(1);
+    assert_eq!(schedule.rest(other, hand, SECOND, now), Rest::Part);
+    assert_eq!(schedule.ring(other, now), None);
+    assert_eq!(schedule.next_due(), Some(now + HUNG));
+    assert_eq!(schedule.due(now + HUNG / 2), []);
+    let later = now + HUNG;
+    let calls = schedule.due(later);
+    assert!(matches!(calls[..], [Call::Start(_)]), "{calls:?}");
+    assert_eq!(schedule.take(later), Some((other, false)));
+    // It goes on, and counts again.
+    assert_eq!(schedule.rest(held_up, hand, SECOND, later), Rest::Part);
+    assert_eq!(schedule.ring(held_up, later), None);
 }
