@@ -13,10 +13,11 @@ use crate::replicate::identity::Identity;
 use crate::replicate::seed::{self, Asking, Held};
 use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
+use crate::replicate::state::GenerationState;
 use crate::replicate::upload::{Status, UploadSettings, Uploader};
 use crate::storage::Store;
 use futures_util::future::{join_all, select_all};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, SetOnce, watch};
@@ -134,7 +135,7 @@ impl Database {
                 Err(e) if e.kind() == ErrorKind::Disk => return Err(e),
                 Err(e) => {
                     tracing::error!(replica = %name, "{e}");
-                    Uploader::given_up(&e)
+                    Uploader::given_up(&e, self.left_at(settings).await)
                 }
             };
             tracing::info!(replica = %name, %location, "replicating");
@@ -154,17 +155,30 @@ impl Database {
         Ok(())
     }
 
+    /// Up to where a replica got in an earlier run.
+    async fn left_at(&self, replica: &ReplicaSettings) -> Option<u64> {
+        let state = self.folder(replica).join("state.json");
+        let load = blocking(move || GenerationState::load(&state));
+        // What cannot be read is no claim on the spool.
+        Some(load.await.ok()??.sent_seq())
+    }
+
+    /// Where the state of a replica lies.
+    fn folder(&self, replica: &ReplicaSettings) -> PathBuf {
+        let folders = self.settings.capture.meta_path.join("replicas");
+        folders.join(folder_of(&replica.location))
+    }
+
     async fn start_uploader(
         &self,
         store: Arc<dyn Store>,
         replica: &ReplicaSettings,
     ) -> Result<Uploader> {
-        let folders = self.settings.capture.meta_path.join("replicas");
         let settings = UploadSettings {
             name: replica.name.clone(),
             sync_interval: replica.sync_interval,
             take_over: self.take_over,
-            directory: folders.join(folder_of(&replica.location)),
+            directory: self.folder(replica),
         };
         let (capture, spool) = (self.capture.clone(), self.spool.clone());
         let (identity, environment) = (self.identity.clone(), self.environment.clone());
@@ -240,15 +254,15 @@ impl Database {
 
     /// Lets the spool drop what every replica has, or, before it is full, what one of them has.
     async fn release(&self) -> Result<()> {
-        let replicas = self.replicas().iter();
-        let needs: Vec<Option<u64>> = replicas
-            .filter(|replica| !replica.gave_up())
-            .map(|replica| replica.uploader.status.borrow().needs)
-            .collect();
+        let needs_of = |replica: &Replica| replica.uploader.status.borrow().needs;
+        let (left, working): (Vec<_>, Vec<_>) =
+            self.replicas().iter().partition(|replica| replica.gave_up());
+        let left: Vec<u64> = left.into_iter().filter_map(needs_of).collect();
+        let needs: Vec<Option<u64>> = working.into_iter().map(needs_of).collect();
         let spool = self.spool.clone();
         blocking(move || {
             let is_tight = spool.bytes() > spool.room() / 2;
-            match may_go(&needs, is_tight) {
+            match may_go(&needs, &left, is_tight) {
                 Some(seq) => spool.release(seq),
                 None => Ok(()),
             }
@@ -364,15 +378,16 @@ async fn await_change(statuses: &mut Vec<(&str, watch::Receiver<Status>)>) {
 }
 
 /// Up to where the spool may drop, given after which `seq` each replica needs it. A replica that
-/// has not said so yet needs everything. When the spool is tight the replicas that are behind have
-/// to begin anew, so that the one that is ahead can go on.
-fn may_go(needs: &[Option<u64>], is_tight: bool) -> Option<u64> {
+/// has not said so yet needs everything. One that gave up goes on from `left` once its setting or
+/// store is mended. When the spool is tight the replicas that are behind have to begin anew, so
+/// that the one that is ahead can go on.
+fn may_go(needs: &[Option<u64>], left: &[u64], is_tight: bool) -> Option<u64> {
     if is_tight {
-        needs.iter().copied().flatten().max()
-    } else {
-        // None is less than any number.
-        needs.iter().copied().min().flatten()
+        return needs.iter().copied().flatten().max();
     }
+    // None is less than any number.
+    let working = needs.iter().copied().min().flatten()?;
+    left.iter().copied().chain([working]).min()
 }
 
 /// Asks the replicas of a database that is new here, or whose spool was lost: which database it is,
@@ -454,15 +469,21 @@ mod tests {
 
     #[test]
     fn the_spool_keeps_what_any_replica_needs_until_it_is_tight() {
-        for (needs, roomy, tight) in [
-            (&[Some(3), Some(7)][..], Some(3), Some(7)),
-            (&[Some(3)], Some(3), Some(3)),
-            (&[None, Some(7)], None, Some(7)),
-            (&[None, None], None, None),
-            (&[], None, None),
+        for (needs, left, roomy, tight) in [
+            (&[Some(3), Some(7)][..], &[][..], Some(3), Some(7)),
+            (&[Some(3)], &[], Some(3), Some(3)),
+            (&[None, Some(7)], &[], None, Some(7)),
+            (&[None, None], &[], None, None),
+            (&[], &[], None, None),
+            // Replicas that gave up, and may be mended.
+            (&[Some(3), Some(7)], &[2], Some(2), Some(7)),
+            (&[Some(3), Some(7)], &[9], Some(3), Some(7)),
+            (&[None], &[2], None, None),
+            (&[], &[2], None, None),
         ] {
-            assert_eq!(may_go(needs, false), roomy, "{needs:?}");
-            assert_eq!(may_go(needs, true), tight, "{needs:?}, tight");
+            let shown = format!("{needs:?} {left:?}");
+            assert_eq!(may_go(needs, left, false), roomy, "{shown}");
+            assert_eq!(may_go(needs, left, true), tight, "{shown}, tight");
         }
     }
 

@@ -191,13 +191,13 @@ mod tests {
             let said = replica.durable(1, timeout, Instant::now() + timeout).await;
             said.unwrap_err().to_string()
         };
-        let gave_up = Uploader::given_up(&Error::invalid("it has moved"));
+        let gave_up = Uploader::given_up(&Error::invalid("it has moved"), None);
         assert_eq!(
             lacks(gave_up).await,
             "replica r lacks commits: it has moved"
         );
         let (sender, status) = watch::channel(Status::default());
-        let mut busy = Uploader::given_up(&Error::invalid("it has moved"));
+        let mut busy = Uploader::given_up(&Error::invalid("it has moved"), None);
         busy.status = status;
         assert_eq!(
             lacks(busy).await,

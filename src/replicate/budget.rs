@@ -49,7 +49,7 @@ impl Budget {
             .unwrap_or_else(|| match nix::sys::statvfs::statvfs(dir) {
                 Ok(stat) => {
                     let free = stat.blocks_available() * stat.fragment_size();
-                    ((free + self.used()) / 10).min(LIMIT_MAX)
+                    limit_of(free, self.used())
                 }
                 Err(errno) => {
                     tracing::warn!("free space of {}: {errno}", dir.display());
@@ -102,6 +102,11 @@ impl Drop for Share {
         self.set_held(0);
         self.budget.shares.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// What may be taken where so much is free beside what is taken.
+fn limit_of(free: u64, used: u64) -> u64 {
+    ((free + used) / 10).min(LIMIT_MAX)
 }
 
 /// What one of `shares` may take while the others have `others`.
@@ -159,9 +164,18 @@ mod tests {
 
     #[test]
     fn without_a_limit_it_is_a_tenth_of_the_free_space() {
-        let budget = Budget::new(None);
-        let share = Share::new(budget.clone());
-        let room = share.room(&std::env::temp_dir());
-        assert!(room > 0 && room <= LIMIT_MAX, "{room}");
+        assert_eq!(limit_of(1000, 0), 100);
+        assert_eq!(limit_of(900, 100), 100);
+        assert_eq!(limit_of(u64::MAX / 2, 0), 10 << 30);
+        let share = Share::new(Budget::new(None));
+        let dir = std::env::temp_dir();
+        let free = || {
+            let stat = nix::sys::statvfs::statvfs(&dir).unwrap();
+            stat.blocks_available() * stat.fragment_size()
+        };
+        let (before, room, after) = (free(), share.room(&dir), free());
+        // Others write there, too.
+        let range = limit_of(before.min(after) / 2, 0)..=limit_of(before.max(after) * 2, 0);
+        assert!(range.contains(&room), "{room} not in {range:?}");
     }
 }

@@ -121,9 +121,10 @@ impl Uploader {
         })
     }
 
-    /// One that gave up before it began.
-    pub fn given_up(error: &Error) -> Self {
+    /// One that gave up before it began. What comes after `needs` it will need once it is mended.
+    pub fn given_up(error: &Error, needs: Option<u64>) -> Self {
         let status = Status {
+            needs,
             trouble: Some(error.to_string()),
             failed: Some(error.kind()),
             ..Status::default()
