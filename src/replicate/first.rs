@@ -29,6 +29,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempPath;
+use tokio::sync::watch;
 
 /// Raw bytes that one object holds at most: with its index it then stays below 1 GiB, also when
 /// nothing compresses.
@@ -38,6 +39,8 @@ const OBJECT_BYTES: u64 = 960 << 20;
 pub struct FirstSnapshot {
     /// The replica.
     pub store: Arc<dyn Store>,
+    /// Why nothing can be stored at the moment, if so: a sentence.
+    pub trouble: watch::Sender<Option<String>>,
     /// Where objects wait until they are stored.
     pub pending: PathBuf,
     /// The ids, generation and parent of the object to come; the rest is filled in here.
@@ -256,11 +259,16 @@ impl FirstSnapshot {
         let mut backoff = Backoff::default();
         loop {
             match put::put_object(&*self.store, key, file, hash).await {
-                Ok(Stored::Now(_) | Stored::Before) => return Ok(()),
+                Ok(Stored::Now(_) | Stored::Before) => {
+                    self.trouble
+                        .send_if_modified(|trouble| trouble.take().is_some());
+                    return Ok(());
+                }
                 Ok(Stored::Taken) => return Err(put::taken(&*self.store, key)),
                 Err(e) if will_pass(e.kind()) => {
                     let pause = backoff.pause();
                     tracing::warn!("{e}; trying again in {pause:?}");
+                    self.trouble.send_replace(Some(e.to_string()));
                     tokio::time::sleep(pause).await;
                 }
                 Err(e) => return Err(e),

@@ -193,10 +193,10 @@ fn follow(
 /// Whether a generation is ours, though we have no state of it, or a wrong one: it was lost, or is
 /// older than what the replica holds. Then this is the number in the spool of its txid 1.
 ///
-/// `end`: its last transaction, and the number of that in the spool if it lies on our chain. `known`:
-/// the number of txid 1 as our state has it, if that is of this generation and this run: as many
-/// commits must lie before the end as the generation counts. A generation whose last time the clock
-/// is so far behind that times must begin anew is not gone on in.
+/// `end`: its last transaction, and the number of that in the spool if it lies on our chain.
+/// `known`: the number of txid 1 as our state has it, if that is of this generation and this run:
+/// as many commits must lie before the end as the generation counts. A generation whose last time
+/// the clock is so far behind that times must begin anew is not gone on in.
 pub fn base_if_ours(
     end: (Txid, Option<u64>),
     known: Option<u64>,
@@ -254,6 +254,16 @@ impl Contact {
         passed > PAUSE || micros_between(self.clock, clock) > PAUSE.as_micros()
     }
 
+    /// The time by the clock of the store, if it ever said it.
+    pub fn store_time(&self, uptime: Duration) -> Option<Timestamp> {
+        let (date, at) = self.date?;
+        let passed = uptime.saturating_sub(at).as_micros();
+        Some(Timestamp::from_micros(
+            date.micros()
+                .saturating_add(i64::try_from(passed).unwrap_or(i64::MAX)),
+        ))
+    }
+
     /// Whether more time has passed by the clock of the store than by ours: a virtual machine that
     /// was paused sees neither of its own clocks jump. What was stored with this answer counts only
     /// after a look at the store.
@@ -266,10 +276,10 @@ impl Contact {
     }
 }
 
-/// Whether an object counts only after a look at what stands behind it, though its put was answered:
-/// nobody knows of an answer before, or a pause may lie between that one and this, by our clocks or
-/// one that we did not see. `date` is that of the answer. None has an object that a put found there,
-/// for when it came there the store does not say.
+/// Whether an object counts only after a look at what stands behind it, though its put was
+/// answered: nobody knows of an answer before, or a pause may lie between that one and this, by our
+/// clocks or one that we did not see. `date` is that of the answer. None has an object that a put
+/// found there, for when it came there the store does not say.
 pub fn is_doubtful(
     last: Option<&Contact>,
     date: Option<Timestamp>,
@@ -319,6 +329,14 @@ pub struct Higher {
     pub claim: Option<Claim>,
     /// How long it has had nothing but its claim.
     pub bare_for: Option<Duration>,
+}
+
+/// How old a claim is, given when it was stored and what time it is now, by the clock of the store.
+/// As long as that has not said the time, the claim counts as new: by our own clock, which may be
+/// years ahead, no other writer's claim is told to be old.
+pub fn age_of_claim(stored: Timestamp, now: Option<Timestamp>) -> Duration {
+    let age = now.map_or(0, |now| now.micros().saturating_sub(stored.micros()));
+    Duration::from_micros(u64::try_from(age).unwrap_or(0))
 }
 
 /// The generation that supersedes ours: the highest one of another writer, unless there is nothing

@@ -555,6 +555,24 @@ fn a_generation_that_is_taken_up_in_the_middle_is_looked_at_as_after_a_start() {
     });
 }
 
+#[test]
+fn a_first_snapshot_that_cannot_be_stored_is_a_trouble_that_shows() {
+    play(|world| {
+        refuse_puts(world, "/snapshots/");
+        world.start(0)?;
+        upload(world, 0)?;
+        let trouble = |world: &World| world.machines[0].status().unwrap_or_default().trouble;
+        let said = trouble(world).expect("it cannot store the snapshot");
+        assert!(
+            said.contains("/snapshots/") && said.ends_with("refused, as told"),
+            "{said}"
+        );
+        world.settle()?;
+        assert_eq!(trouble(world), None);
+        Ok(())
+    });
+}
+
 /// What waits to be stored, and the last that was.
 const PENDING: &str = "replica/pending";
 
@@ -653,4 +671,33 @@ fn a_segment_that_was_found_stored_after_a_sleep_counts_after_a_look() {
         assert_eq!(calls.last().unwrap(), LOOK, "{calls:?}");
         Ok(())
     });
+}
+
+#[test]
+fn how_old_a_bare_claim_is_the_clock_of_the_store_says() {
+    for (hours, counts) in [(1, true), (30, false)] {
+        play(|world| {
+            at_work(world)?;
+            let ours = generation(world);
+            world.kill(0);
+            let mut claim = now(history::claim_of(&*world.store, ours)).unwrap();
+            let claim = &mut claim.as_mut().expect("it has one").0;
+            claim.generation.ordinal += 1;
+            let key = format!("generations/{}/claim", claim.generation);
+            now(world.store.put(&key, Body::Bytes(claim.encode().into()))).unwrap();
+            world.advance(MINUTE * 60 * hours);
+            let clock = &world.machines[0].time.clock;
+            clock.fetch_add(HOUR_MICROS * 24 * 365 * 70, Ordering::Relaxed);
+            world.start(0)?;
+            world.pass(MINUTE)?;
+            let superseded = |world: &World| {
+                let status = world.machines[0].status().unwrap_or_default();
+                status.superseded.is_some()
+            };
+            assert!(superseded(world));
+            upload(world, 0)?;
+            assert_eq!(superseded(world), counts, "{hours} h");
+            Ok(())
+        });
+    }
 }

@@ -21,6 +21,7 @@ use crate::replicate::upload::task::Task;
 use crate::replicate::writers::{Fencing, goes_on_from};
 use crate::storage::Body;
 use crate::storage::catalog::Catalog;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -28,7 +29,7 @@ use tracing::Instrument;
 pub(super) struct FirstAgain {
     /// When to try again.
     pub(super) at: Instant,
-    why: String,
+    pub(super) why: String,
     pauses: Backoff,
 }
 
@@ -247,18 +248,17 @@ impl Task {
         }
     }
 
-    /// Restarts the first snapshot if the generation lacks it and none is being made. Why that is
-    /// not possible at the moment, if so.
-    pub(super) async fn make_first_snapshot(&mut self) -> Result<Option<String>> {
+    /// Restarts the first snapshot if the generation lacks it and none is being made.
+    pub(super) async fn make_first_snapshot(&mut self) -> Result<()> {
         let state = self.state();
         let run_goes_on = self.tip.borrow().is_some_and(|tip| tip.run == state.run);
         if state.complete.is_some() || self.first.is_some() || !run_goes_on {
             self.first_again = None;
-            return Ok(None);
+            return Ok(());
         }
         // As long as no page can be read, the store is asked nothing.
         let catalog = match &self.first_again {
-            Some(again) if again.at > Instant::now() => return Ok(Some(again.why.clone())),
+            Some(again) if again.at > Instant::now() => return Ok(()),
             Some(_) => None,
             None => Some(self.list_all().await?),
         };
@@ -267,7 +267,7 @@ impl Task {
         {
             // Stored by an earlier run of the daemon, which was killed before it could note that.
             self.first_snapshot_ended(Ok(txid)).await?;
-            return Ok(None);
+            return Ok(());
         }
         match self.source.snapshot_pin().await {
             Ok(pin) => {
@@ -276,16 +276,14 @@ impl Task {
                     Some(catalog) => catalog,
                     None => self.list_all().await?,
                 };
-                self.read_first_snapshot(pin, &catalog).await?;
-                Ok(None)
+                self.read_first_snapshot(pin, &catalog).await
             }
             Err(e) if e.kind() == ErrorKind::Unavailable => {
                 let before = self.first_again.take();
                 let mut pauses = before.map_or_else(Backoff::default, |again| again.pauses);
                 let (at, why) = (Instant::now() + pauses.pause(), e.to_string());
-                let trouble = Some(why.clone());
                 self.first_again = Some(FirstAgain { at, why, pauses });
-                Ok(trouble)
+                Ok(())
             }
             Err(e) => Err(e),
         }
@@ -302,9 +300,11 @@ impl Task {
         catalog: &Catalog,
     ) -> Result<()> {
         let page_size = pin.size().0;
+        let (trouble, first_trouble) = watch::channel(None);
         let state = self.state();
         let job = FirstSnapshot {
             store: self.store.clone(),
+            trouble,
             pending: self.pending.clone(),
             environment: self.environment.clone(),
             header: Header {
@@ -322,6 +322,7 @@ impl Task {
             spool: self.spool.clone(),
             generation: state.clone(),
         };
+        self.first_trouble = first_trouble;
         self.first = Some(tokio::spawn(making.make(job, pin).in_current_span()));
         Ok(())
     }

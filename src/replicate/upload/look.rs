@@ -16,7 +16,6 @@ use crate::replicate::writers::{
 use crate::storage::Listed;
 use crate::storage::catalog::{Catalog, GenerationListing};
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
 
 /// Segments whose footers are read before those behind them.
 const READ_AT_ONCE: usize = 16;
@@ -314,6 +313,7 @@ impl Task {
         }
         let all: Vec<Higher> = higher.values().cloned().collect();
         self.higher = higher;
+        self.knows_ages = self.store_time().is_some();
         let sentence = writers::superseded(&all).map(|other| superseded_sentence(ours, other));
         if sentence != self.superseded {
             match &sentence {
@@ -323,6 +323,21 @@ impl Task {
             self.superseded = sentence;
         }
         Ok(())
+    }
+
+    fn store_time(&self) -> Option<Timestamp> {
+        self.contact?.store_time((self.environment.uptime)())
+    }
+
+    /// Looks once more at what is above ours, if a claim there is of an age that was not known as
+    /// long as the store had not said the time.
+    pub(super) async fn look_at_ages(&mut self) -> Result<()> {
+        let is_bare = |higher: &Higher| higher.bare_for.is_some();
+        let is_unsure = !self.knows_ages && self.higher.values().any(is_bare);
+        match is_unsure && self.store_time().is_some() {
+            true => self.look_above().await,
+            false => Ok(()),
+        }
     }
 
     /// Reads what is not known yet of a generation above ours.
@@ -342,10 +357,7 @@ impl Task {
             return Ok(higher);
         }
         if let Some((claim, listed)) = history::claim_of(&*self.store, generation).await? {
-            let now = self.contact.and_then(|contact| contact.date);
-            let now = now.map_or_else(|| self.environment.now(), |(date, _)| date);
-            let age = now.micros().saturating_sub(listed.modified.micros());
-            let age = Duration::from_micros(u64::try_from(age).unwrap_or(0));
+            let age = writers::age_of_claim(listed.modified, self.store_time());
             higher.bare_for = is_bare.then_some(age);
             higher.claim = Some(claim);
         }

@@ -61,6 +61,8 @@ pub(super) struct Task {
     /// The first snapshot that is being made.
     pub(super) first: Option<JoinHandle<Result<Txid>>>,
     pub(super) first_again: Option<FirstAgain>,
+    /// Why what was made of it cannot be stored at the moment, if so.
+    pub(super) first_trouble: watch::Receiver<Option<String>>,
     /// The last commit that is stored, for whoever makes the first snapshot.
     pub(super) sent: watch::Sender<Option<SpooledCommit>>,
     pub(super) tip: watch::Receiver<Option<Tip>>,
@@ -83,6 +85,8 @@ pub(super) struct Task {
     pub(super) contact: Option<Contact>,
     /// The generations above ours, as far as they were read.
     pub(super) higher: BTreeMap<GenerationId, Higher>,
+    /// They were read when the store had said the time.
+    pub(super) knows_ages: bool,
     pub(super) superseded: Option<String>,
     /// A generation above all is wanted, if another writer's is above ours.
     pub(super) take_over: bool,
@@ -131,6 +135,7 @@ impl Task {
             recent: Recent::default(),
             first: None,
             first_again: None,
+            first_trouble: watch::channel(None).1,
             sent: watch::Sender::default(),
             status,
             urgent: urgent.subscribe(),
@@ -144,6 +149,7 @@ impl Task {
             waiting_since: None,
             contact: None,
             higher: BTreeMap::new(),
+            knows_ages: false,
             superseded: None,
             uploads: 0,
             durable: None,
@@ -229,9 +235,9 @@ impl Task {
                 }
                 self.end_generation(tip).await?;
                 self.take_over(tip).await?;
-                let trouble = self.make_first_snapshot().await?;
+                self.make_first_snapshot().await?;
                 *backoff = Backoff::default();
-                self.publish(trouble, None);
+                self.publish(None, None);
                 self.give_up_old_unfinished().await;
             }
             if let Some(result) = self.wait(tip).await {
@@ -296,6 +302,7 @@ impl Task {
             }
             _ = self.tip.changed() => None,
             _ = self.urgent.changed() => None,
+            Ok(()) = self.first_trouble.changed() => None,
             () = timer => None,
         }
     }
@@ -312,6 +319,7 @@ impl Task {
     /// After a number of uploads: looks at the store.
     pub(super) async fn look_now_and_then(&mut self) -> Result<Looked> {
         if !self.uploads.is_multiple_of(LOOKED_UPLOADS) {
+            self.look_at_ages().await?;
             return Ok(Looked::Clear);
         }
         self.check_presence().await?;
@@ -359,6 +367,14 @@ impl Task {
         });
     }
 
+    /// Why the first snapshot is not made or stored at the moment, if so.
+    fn trouble_of_first(&mut self) -> Option<String> {
+        match &self.first {
+            Some(_) => self.first_trouble.borrow_and_update().clone(),
+            None => self.first_again.as_ref().map(|again| again.why.clone()),
+        }
+    }
+
     pub(super) fn publish(&mut self, trouble: Option<String>, failed: Option<ErrorKind>) {
         let is_complete = |state: &&GenerationState| self.resumed && state.complete.is_some();
         let complete = self.state.as_ref().filter(is_complete);
@@ -382,7 +398,7 @@ impl Task {
             needs: state.map(GenerationState::sent_seq).or(before.needs),
             fencing: state.map_or(Fencing::Unknown, |state| state.fencing),
             superseded: self.superseded.clone(),
-            trouble,
+            trouble: trouble.or_else(|| self.trouble_of_first()),
             failed,
         };
         self.status.send_if_modified(|before| {

@@ -413,6 +413,22 @@ fn a_claim_with_nothing_under_it_counts_for_a_day() {
 }
 
 #[test]
+fn a_claim_is_as_old_as_the_clock_of_the_store_says() {
+    let hours = |count: u64| Duration::from_secs(count * 3600);
+    assert_eq!(age_of_claim(minutes(60), Some(minutes(180))), hours(2));
+    assert_eq!(age_of_claim(minutes(60), Some(minutes(0))), hours(0));
+    assert_eq!(age_of_claim(minutes(60), None), hours(0));
+    let contact = |date| Contact {
+        uptime: up(9),
+        clock: minutes(9),
+        date,
+    };
+    assert_eq!(contact(None).store_time(up(70)), None);
+    let said = contact(Some((minutes(100), up(10))));
+    assert_eq!(said.store_time(up(70)), Some(minutes(160)));
+}
+
+#[test]
 fn a_superseded_daemon_names_the_other_and_the_remedy() {
     let mut other = higher(5);
     assert_eq!(
