@@ -2,7 +2,8 @@
 //!
 //! Owns the watches. Files are watched only while a capture sleeps, and for one event: a writer in
 //! full flight pays nothing for it. Several captures may watch one directory, and then share the
-//! kernel's watch. A path is never looked at with a lock held, since its file system may not answer.
+//! kernel's watch. A path is never looked at with a lock held, since its file system may not
+//! answer.
 
 use crate::replicate::pool::Id;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};

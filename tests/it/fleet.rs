@@ -212,7 +212,7 @@ fn databases_without_a_daemon_are_shown_as_not_running() {
     assert!(text.stdout.contains("not running"), "{text}");
 }
 
-/// README: "A daemon that hangs, or is another user's, makes its databases `unknown`."
+/// Nobody knows how the databases are of a daemon that hangs.
 #[test]
 fn a_daemon_that_hangs_is_not_said_not_to_run() {
     let world = World::new();

@@ -171,7 +171,7 @@ fn an_endpoint_that_cannot_be_is_an_error_at_once() {
     let mut named = world.ours("replicate app.db replicas/a");
     named.env("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:99999");
     let named = crate::program::run(&mut named);
-    named.fails(2, &format!("AWS_ENDPOINT_URL: {says}"));
+    named.fails(2, &format!("AWS_ENDPOINT_URL_S3: {says}"));
 }
 
 /// README: "An idle daemon asks nothing of an S3 server, and so does a mount that nobody looks at."
