@@ -353,10 +353,6 @@ impl Failure {
             None if why.contains("certificate") => Self::Certificate(why),
             // TLS to who speaks none.
             None if why.contains("InvalidContentType") => Self::NotS3("no TLS".to_owned()),
-            // The words of the client's watch over uploads.
-            None if why.contains("minimum throughput") => {
-                Self::Unanswered(format!("it takes in nothing for {PATIENCE:?}"))
-            }
             None => Self::Unanswered(why),
         }
     }

@@ -5,7 +5,7 @@
 
 use crate::config::location::{S3Location, parse_endpoint};
 use crate::error::Result;
-use crate::storage::s3::answer::{Action, Answer, Asked, Failure, PATIENCE, SIGNED_AT, Server};
+use crate::storage::s3::answer::{Action, Answer, Asked, Failure, SIGNED_AT, Server};
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
@@ -60,7 +60,7 @@ pub(super) async fn connect(place: &S3Location) -> Result<Connected> {
     let Environment { sdk, region } = shared.environment().await;
     let endpoint = match &place.endpoint {
         Some(endpoint) => Some(endpoint.clone()),
-        None => endpoint_of(sdk)?,
+        None => endpoint_of_profile(sdk)?,
     };
     let region = match known_region(place, endpoint.is_none(), region) {
         Some(region) => region,
@@ -160,12 +160,6 @@ impl Environment {
             .or_else(ProfileFileRegionProvider::new())
             .region()
             .await;
-        // A server that takes in nothing ends a large put long before its deadline. What comes down
-        // has another one for each piece.
-        let uploads_only = StalledStreamProtectionConfig::enabled()
-            .download_enabled(false)
-            .grace_period(PATIENCE)
-            .build();
         let region = region.unwrap_or(Region::from_static(DEFAULT_REGION));
         let sdk = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .http_client(http.clone())
@@ -174,7 +168,9 @@ impl Environment {
             .credentials_provider(credentials(http, region.clone()).await)
             // storage/retry.rs retries.
             .retry_config(RetryConfig::disabled())
-            .stalled_stream_protection(uploads_only)
+            // Ours is in `answer.rs`. The SDK's counts the tenths of a second that went by one by
+            // one, and hangs when the clock jumps by decades.
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .load()
             .await;
         Self { sdk, region }
@@ -197,13 +193,10 @@ async fn credentials(http: &SharedHttpClient, region: Region) -> DefaultCredenti
         .await
 }
 
-/// The endpoint that the environment names for S3, or for all services.
-fn endpoint_of(environment: &SdkConfig) -> Result<Option<String>> {
-    let for_s3 = std::env::var("AWS_ENDPOINT_URL_S3").ok();
-    let for_all = || environment.endpoint_url().map(str::to_owned);
-    let named = for_s3.filter(|url| !url.is_empty()).or_else(for_all);
-    let checked = named.map(|url| parse_endpoint(&url)).transpose();
-    checked.map_err(|e| e.context("AWS_ENDPOINT_URL"))
+/// The endpoint that the AWS profile names. That of the environment is in the place already.
+fn endpoint_of_profile(environment: &SdkConfig) -> Result<Option<String>> {
+    let checked = environment.endpoint_url().map(parse_endpoint).transpose();
+    checked.map_err(|e| e.context("endpoint_url of the AWS profile"))
 }
 
 /// What the stores of a process have in common.

@@ -92,7 +92,7 @@ async fn serve_connection(stream: TcpStream, service: S3Service, shared: Arc<Sha
         .ok();
 }
 
-/// Bytes that go over a slow line in one piece.
+/// Bytes that go over the line in one piece.
 const PIECE: usize = 16 << 10;
 
 /// A connection that counts its bytes, and lets them go as fast as the line does.
@@ -117,7 +117,7 @@ impl Busy {
     }
 
     fn with(&mut self, bytes: usize, shared: &Shared) {
-        if let Some(free) = shared.over_the_line(bytes).filter(|_| bytes > 0) {
+        if let Some(free) = shared.over_the_line(bytes) {
             self.0 = Some(Box::pin(tokio::time::sleep_until(free.into())));
         }
     }
@@ -130,15 +130,16 @@ impl AsyncRead for Counted {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         ready!(self.busy.poll_free(context));
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        let bytes = buffer.filled().len() - before;
-        self.shared
-            .received
-            .fetch_add(bytes as u64, Ordering::Relaxed);
         let this = &mut *self;
+        let mut piece = [0; PIECE];
+        let mut piece = ReadBuf::new(&mut piece[..buffer.remaining().min(PIECE)]);
+        ready!(Pin::new(&mut this.stream).poll_read(context, &mut piece))?;
+        buffer.put_slice(piece.filled());
+        let bytes = piece.filled().len();
+        let received = &this.shared.received;
+        received.fetch_add(bytes as u64, Ordering::Relaxed);
         this.busy.with(bytes, &this.shared);
-        read
+        Poll::Ready(Ok(()))
     }
 }
 
