@@ -255,8 +255,10 @@ impl Database {
     /// Lets the spool drop what every replica has, or, before it is full, what one of them has.
     async fn release(&self) -> Result<()> {
         let needs_of = |replica: &Replica| replica.uploader.status.borrow().needs;
-        let (left, working): (Vec<_>, Vec<_>) =
-            self.replicas().iter().partition(|replica| replica.gave_up());
+        let (left, working): (Vec<_>, Vec<_>) = self
+            .replicas()
+            .iter()
+            .partition(|replica| replica.gave_up());
         let left: Vec<u64> = left.into_iter().filter_map(needs_of).collect();
         let needs: Vec<Option<u64>> = working.into_iter().map(needs_of).collect();
         let spool = self.spool.clone();

@@ -551,7 +551,7 @@ pub enum SectionKind {
     MapRoot,
     /// Leaves of page maps, each of its own.
     MapLeaves,
-    /// B-tree interior pages once more.
+    /// First pages and b-tree interior pages once more.
     InteriorPages,
     /// The snapshot that holds a transaction's pages.
     SnapshotKey,

@@ -51,8 +51,8 @@
 //! | checksum | 8 bytes | of each leaf that is stored: xxh3-64 of its stored bytes |
 //!
 //! `InteriorPages`: the number of pages (varint), their numbers as ascending differences (varint;
-//! of the first: minus 0), and the pages, as they were when they were read. They lie in the blocks
-//! as well, of this object or another.
+//! of the first: minus 0), and the pages, as they were when they were read: those of the first
+//! 64 KiB, and b-tree interior pages. They lie in the blocks as well, of this object or another.
 
 use crate::error::{Error, Result};
 use crate::format::container::{BlockTable, Footer, Header, Kind, Scratch, SectionKind, Written};

@@ -5,7 +5,7 @@
 //! Nothing enters the cache, or reaches a reader, before its checksum was verified.
 
 use crate::error::{Error, Result};
-use crate::format::container::{BlockRef, Kind, SectionKind};
+use crate::format::container::{BlockRef, Kind, SectionKind, SectionRef};
 use crate::format::ids::{ObjectId, PageSize, Pgno};
 use crate::format::interior::decode_interior;
 use crate::format::segment::SegmentIndex;
@@ -207,13 +207,15 @@ impl Fetcher {
     pub(crate) async fn interior(
         &self,
         object: &Object,
+        section: &SectionRef,
         page_size: PageSize,
     ) -> Result<Vec<(Pgno, Vec<u8>)>> {
-        let stored = self.open(object).await?;
-        let kind = SectionKind::InteriorPages;
-        let section = stored.section(&*self.store, kind).await?;
-        decode_interior(&section, page_size.bytes())
-            .map_err(|e| e.context(format!("read {}/{}", self.store.location(), object.key)))
+        let (offset, length) = (section.offset, section.length);
+        let stored = get_exactly(&*self.store, &object.key, offset, length).await?;
+        let pages = section
+            .open(&stored)
+            .and_then(|raw| decode_interior(&raw, page_size.bytes()));
+        pages.map_err(|e| self.named(e, object, offset))
     }
 
     /// Leaves of page maps, into the cache; returned in the order asked for.

@@ -9,7 +9,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::claim::Claim;
-use crate::format::container::Parent;
+use crate::format::container::{Parent, SectionRef};
 use crate::format::ids::{
     GenerationId, ObjectHash, ObjectId, PageSize, RestorePoint, Timestamp, Txid,
 };
@@ -116,7 +116,8 @@ pub(crate) struct Snapshot {
     /// Every object that the map may name, this one among them.
     pub(crate) homes: HashMap<ObjectId, Arc<Object>>,
     pub(crate) point: Point,
-    pub(crate) has_interior: bool,
+    /// Where its interior pages lie, if it carries them.
+    pub(crate) interior: Option<SectionRef>,
     /// The interior pages are, or were, in the cache.
     pub(crate) interior_read: AtomicBool,
 }
@@ -411,7 +412,7 @@ impl History {
         let interior = self.snapshots[..=base]
             .iter()
             .rev()
-            .find(|s| s.has_interior);
+            .find(|s| s.interior.is_some());
         Ok(Needed {
             base: Arc::clone(&self.snapshots[base]),
             pieces,
@@ -439,14 +440,17 @@ impl History {
             Unplanned::After(last) => Error::not_found(format!(
                 "generation {id} has no txid {txid}: its last one is {last}"
             )),
-            Unplanned::Before(Some(first)) => Error::not_found(format!(
-                "generation {id} has no restore point at txid {txid}: its first one is {first}"
-            )),
-            Unplanned::Before(None) => {
+            Unplanned::Before(first) => {
                 let damage = self.damaged(Damaged::Snapshot).map(Damage::error);
                 let lacking = || (0..self.snapshots.len()).find_map(|index| self.lacking(index));
                 damage.or_else(lacking).unwrap_or_else(|| {
-                    Error::not_found(format!("generation {id} has no complete snapshot"))
+                    Error::not_found(match first {
+                        Some(first) => format!(
+                            "generation {id} has no restore point at txid {txid}: its first one \
+                             is {first}"
+                        ),
+                        None => format!("generation {id} has no complete snapshot"),
+                    })
                 })
             }
         }

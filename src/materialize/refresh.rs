@@ -9,7 +9,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::claim::Claim;
-use crate::format::container::{Header, Kind, SectionKind};
+use crate::format::container::{Header, Kind, SectionKind, SectionRef};
 use crate::format::ids::{GenerationId, ObjectHash, Txid};
 use crate::format::key::{GENERATIONS, Key, ObjectKey};
 use crate::format::segment::{Predecessor, SegmentIndex, decode_predecessors};
@@ -22,7 +22,7 @@ use crate::materialize::history::{
 use crate::materialize::plan::{self, Span};
 use crate::storage::Listed;
 use crate::storage::catalog::{Catalog, GenerationListing, SegmentListing, SnapshotListing};
-use crate::storage::object::get_exactly;
+use crate::storage::object::{StoredObject, get_exactly};
 use futures_util::{Stream, StreamExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -83,7 +83,7 @@ struct ReadSnapshot {
     header: Header,
     root: MapRoot,
     point: Point,
-    has_interior: bool,
+    interior: Option<SectionRef>,
 }
 
 /// What went wrong with which object.
@@ -314,7 +314,7 @@ impl Loader {
             header,
             root,
             point,
-            has_interior,
+            interior,
         } = read;
         // A home that is not listed makes the snapshot incomplete, so that nothing is read from it;
         // it may be listed next time, under the number that it gets then.
@@ -330,7 +330,7 @@ impl Loader {
             page_size: header.page_size,
             root,
             point,
-            has_interior,
+            interior,
             interior_read: AtomicBool::new(false),
         }
     }
@@ -534,10 +534,11 @@ async fn read_snapshot(
         header: header.clone(),
         root,
         point: Point::from(&entry),
-        has_interior: stored.footer.section(SectionKind::InteriorPages).is_some(),
+        interior: stored.footer.section(SectionKind::InteriorPages).cloned(),
     };
     let table = fetch::snapshot_table(header.object_id, index);
     keep_table(fetcher, object, table);
+    keep_leaves(fetcher, object, &stored, &read.root);
     Ok(Loaded::Snapshot(Box::new(read)))
 }
 
@@ -595,6 +596,25 @@ fn keep_table(fetcher: &Fetcher, object: &Object, table: Table) {
     fetcher
         .cache
         .put_index(object.number, IndexPiece::Table, index);
+}
+
+/// Keeps the leaves of the map that came with the footer. A damaged one is found, and named, by who
+/// needs it.
+fn keep_leaves(fetcher: &Fetcher, object: &Object, stored: &StoredObject, root: &MapRoot) {
+    let own = stored.footer.header.object_id;
+    for leaf in root
+        .leaves
+        .iter()
+        .flatten()
+        .filter(|leaf| leaf.object == own)
+    {
+        let bytes = stored.read_already(leaf.offset, leaf.length.into());
+        if let Some(Ok(opened)) = bytes.map(|bytes| leaf.open(&bytes)) {
+            let index = Index::Leaf(Arc::new(opened));
+            let piece = IndexPiece::Leaf(leaf.offset);
+            fetcher.cache.put_index(object.number, piece, index);
+        }
+    }
 }
 
 /// What an object says of itself must be what its key says.

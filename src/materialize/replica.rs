@@ -479,13 +479,17 @@ impl Replica {
     /// Interior pages go into the cache under the places that the map names, where a read that
     /// comes through the map looks first.
     async fn warm_interior(&self, snapshot: &Snapshot) -> Result<()> {
+        let Some(section) = &snapshot.interior else {
+            return Ok(());
+        };
         let refs = all_leaves(snapshot)?;
         let bytes: u64 = refs.iter().map(|(_, leaf)| u64::from(leaf.length)).sum();
         if bytes > LEAF_BYTES_AT_OPEN {
             return Ok(());
         }
         let (pages, leaves) = tokio::try_join!(
-            self.fetcher.interior(&snapshot.object, snapshot.page_size),
+            self.fetcher
+                .interior(&snapshot.object, section, snapshot.page_size),
             self.fetcher.leaves(&refs),
         )?;
         let mut present = leaves.into_iter();

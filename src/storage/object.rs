@@ -5,8 +5,14 @@ use crate::format::container::{Footer, SectionKind, SectionRef, Tail};
 use crate::storage::Store;
 use bytes::Bytes;
 
-/// Bytes of the first read of an object: enough for the footer and most sections.
-const TAIL_BYTES: u64 = 64 << 10;
+/// The first read of an object is this part of it, within limits: enough for the footer and most
+/// sections. A block table takes about 1/3,600 of a snapshot.
+const TAIL_PART: u64 = 2048;
+const TAIL_BYTES_MIN: u64 = 64 << 10;
+const TAIL_BYTES_MAX: u64 = 512 << 10;
+/// Sections before the tail are read together with what lies between them and it, up to so many
+/// bytes.
+const GAP_BYTES: u64 = 64 << 10;
 
 /// Reads a range of an object, and refuses an answer of another length: stores promise that, but
 /// what they answer comes from servers.
@@ -42,7 +48,8 @@ impl StoredObject {
     /// `NotFound`, `Unavailable`, and `Corrupt` or `Invalid`, naming the object.
     pub async fn open(store: &dyn Store, key: &str, size: u64) -> Result<Self> {
         let named = |e: Error| e.context(format!("read {}/{key}", store.location()));
-        let mut wanted = TAIL_BYTES.min(size);
+        let part = (size / TAIL_PART).clamp(TAIL_BYTES_MIN, TAIL_BYTES_MAX);
+        let mut wanted = part.min(size);
         loop {
             let tail = get_exactly(store, key, size - wanted, wanted).await?;
             match Footer::decode(&tail, size).map_err(named)? {
@@ -64,7 +71,8 @@ impl StoredObject {
     }
 
     /// The sections of these kinds, verified and inflated; `None` for one that the object lacks.
-    /// Sections that the tail did not bring take one read each.
+    /// Sections that the tail did not bring take one read together if they lie close before it,
+    /// else one each.
     ///
     /// # Errors
     /// As [`StoredObject::open`].
@@ -73,12 +81,17 @@ impl StoredObject {
         store: &dyn Store,
         kinds: [SectionKind; N],
     ) -> Result<[Option<Vec<u8>>; N]> {
+        let places = kinds.map(|kind| self.footer.section(kind));
+        let end = self.end_with(store, places.into_iter().flatten()).await?;
         let mut opened = [const { None }; N];
-        for (section, kind) in opened.iter_mut().zip(kinds) {
-            let Some(place) = self.footer.section(kind) else {
+        for (section, place) in opened.iter_mut().zip(places) {
+            let Some(place) = place else {
                 continue;
             };
-            let stored = self.stored(store, place).await?;
+            let stored = match part_of(&end, self.footer.length, place.offset, place.length) {
+                Some(stored) => stored,
+                None => get_exactly(store, &self.key, place.offset, place.length).await?,
+            };
             let inflated = place.open(&stored).map_err(|e| {
                 e.context(format!(
                     "read {}/{}, offset {}",
@@ -90,6 +103,11 @@ impl StoredObject {
             *section = Some(inflated);
         }
         Ok(opened)
+    }
+
+    /// Bytes of the object that came with the footer, if these did.
+    pub fn read_already(&self, offset: u64, length: u64) -> Option<Bytes> {
+        part_of(&self.tail, self.footer.length, offset, length)
     }
 
     /// The one section of a kind.
@@ -107,14 +125,31 @@ impl StoredObject {
         })
     }
 
-    async fn stored(&self, store: &dyn Store, place: &SectionRef) -> Result<Bytes> {
+    /// The end of the object: the tail, and what lies before it from the first of these sections
+    /// on, if that brings little else.
+    async fn end_with<'a>(
+        &self,
+        store: &dyn Store,
+        wanted: impl Iterator<Item = &'a SectionRef>,
+    ) -> Result<Bytes> {
         let tail_offset = self.footer.length - self.tail.len() as u64;
-        match place.offset.checked_sub(tail_offset) {
-            Some(start) => {
-                let start = start as usize;
-                Ok(self.tail.slice(start..start + place.length as usize))
-            }
-            None => get_exactly(store, &self.key, place.offset, place.length).await,
+        let (mut start, mut bytes) = (tail_offset, 0);
+        for place in wanted.filter(|place| place.offset < tail_offset) {
+            start = start.min(place.offset);
+            bytes += place.length;
         }
+        let length = tail_offset - start;
+        if length == 0 || length > bytes + GAP_BYTES {
+            return Ok(self.tail.clone());
+        }
+        let before = get_exactly(store, &self.key, start, length).await?;
+        Ok([before, self.tail.clone()].concat().into())
     }
+}
+
+/// Bytes within the end of an object of `size` bytes, if they lie there.
+fn part_of(end: &Bytes, size: u64, offset: u64, length: u64) -> Option<Bytes> {
+    let start = offset.checked_sub(size - end.len() as u64)? as usize;
+    let stop = start.checked_add(length as usize)?;
+    (stop <= end.len()).then(|| end.slice(start..stop))
 }
