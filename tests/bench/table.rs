@@ -1,6 +1,8 @@
 //! `make bench`: how fast things are next to plain SQLite and to `cp`. Each figure is the median of
 //! five runs; those that are compared take turns, so that both meet the same machine.
 
+mod s3;
+
 use crate::exact::check_some;
 use crate::program::{LONG, Running, wait_until};
 use crate::world::World;
@@ -17,6 +19,14 @@ struct Row {
     figure: String,
     target: &'static str,
     met: bool,
+    /// What stands behind the figure, if it says more.
+    beside: String,
+}
+
+impl Row {
+    fn beside(self, beside: String) -> Self {
+        Self { beside, ..self }
+    }
 }
 
 /// Makes some rows of the table.
@@ -25,13 +35,18 @@ type Measure = fn() -> Vec<Row>;
 #[test]
 #[ignore = "make bench runs it, alone and with optimisation"]
 fn table() {
-    let parts: [(&str, Measure); 6] = [
+    let parts: [(&str, Measure); 11] = [
         ("pace", writer_at_a_pace),
         ("speed", writer_at_full_speed),
         ("restore", restore_against_copy),
         ("query", query_through_the_mount),
         ("restart", clean_restart),
         ("memory", memory),
+        ("durable", s3::commit_to_durable),
+        ("first", s3::first_query),
+        ("hour", s3::an_hour),
+        ("away", s3::store_away),
+        ("cloud", s3::restore_against_copy),
     ];
     let only = std::env::var("SQLREPL_BENCH").unwrap_or_default();
     let chosen = parts
@@ -46,8 +61,8 @@ fn table() {
     for row in &rows {
         let missed = if row.met { "" } else { "  missed" };
         println!(
-            "{:<52} {:>16} {:>12}{missed}",
-            row.what, row.figure, row.target
+            "{:<52} {:>16} {:>12}{missed}  {}",
+            row.what, row.figure, row.target, row.beside
         );
     }
 }
@@ -70,6 +85,7 @@ fn ratio(what: &'static str, figure: f64, target: &'static str, met: bool) -> Ro
         figure: format!("{figure:.2}"),
         target,
         met,
+        beside: String::new(),
     }
 }
 
@@ -79,11 +95,13 @@ fn megabytes(what: &'static str, bytes: f64, target: &'static str, met: bool) ->
         figure: format!("{:.1} MB", bytes / 1e6),
         target,
         met,
+        beside: String::new(),
     }
 }
 
 /// What a writer did, and how large the `-wal` became meanwhile.
 struct Load {
+    commits: u64,
     per_second: f64,
     p99_us: f64,
     wal_bytes: f64,
@@ -94,25 +112,32 @@ fn load(world: &World, replicated: bool, rate: u64, seconds: u64) -> Load {
     world.sample();
     fs::copy(world.path("app.db"), world.path("initial.db")).unwrap();
     let daemon = replicated.then(|| world.daemon());
+    let load = write(world, rate, seconds);
+    if let Some(mut daemon) = daemon {
+        world.sync();
+        assert_eq!(daemon.term(), 0);
+    }
+    load
+}
+
+/// A writer without a ledger, for a time.
+fn write(world: &World, rate: u64, seconds: u64) -> Load {
     let mut setup = Setup::new(&world.path(""));
     setup.ledger = None;
     let mut writer = Writer::rust(&setup, &world.logs());
     writer.send(&format!("updates 1000000000 {rate}"));
     let start = Instant::now();
     let mut wal_bytes = 0;
-    wait_until(LONG, "the time of a run", || {
+    wait_until(10 * LONG, "the time of a run", || {
         let now = fs::metadata(world.path("app.db-wal")).map_or(0, |wal| wal.len());
         wal_bytes = wal_bytes.max(now);
         start.elapsed() >= Duration::from_secs(seconds)
     });
     fs::write(world.path("stop"), "").unwrap();
     let answer = writer.answer();
-    if let Some(mut daemon) = daemon {
-        world.sync();
-        assert_eq!(daemon.term(), 0);
-    }
     let number = |field: &str| answer[field].as_f64().unwrap();
     Load {
+        commits: answer["commits"].as_u64().unwrap(),
         per_second: number("commits") / number("seconds"),
         p99_us: number("p99_us"),
         wal_bytes: wal_bytes as f64,
@@ -137,6 +162,7 @@ impl Loads {
             figure: format!("{:.2} ({ours:.0} us)", ours / plain),
             target,
             met: met(ours / plain),
+            beside: String::new(),
         }
     }
 }
@@ -208,13 +234,21 @@ fn writer_at_full_speed() -> Vec<Row> {
             figure: format!("{}", exact.points),
             target: "",
             met: true,
+            beside: String::new(),
         },
     ]
 }
 
-/// A world with a database of about this size, as compressible as text is, and its daemon.
+/// A world with a database of about this size and its daemon.
 fn large(megabytes: u64, options: &str) -> (World, Running) {
     let world = World::alone();
+    fill(&world, megabytes);
+    let daemon = world.replicate(&format!("app.db replicas/app {options}"));
+    (world, daemon)
+}
+
+/// Makes `app.db` of about this size, as compressible as text is.
+fn fill(world: &World, megabytes: u64) {
     let rows = megabytes * 1_000;
     world.sql(
         "app.db",
@@ -224,8 +258,6 @@ fn large(megabytes: u64, options: &str) -> (World, Running) {
              INSERT INTO t SELECT i, hex(randomblob(500)) FROM n;"
         ),
     );
-    let daemon = world.replicate(&format!("app.db replicas/app {options}"));
-    (world, daemon)
 }
 
 fn seconds(work: impl FnOnce()) -> f64 {
@@ -306,6 +338,7 @@ fn clean_restart() -> Vec<Row> {
         figure: format!("{:.1} KiB", bytes as f64 / 1024.0),
         target: "<= 64 KiB",
         met: bytes <= 64 << 10 && generations == 1,
+        beside: String::new(),
     }]
 }
 
@@ -363,6 +396,7 @@ fn memory() -> Vec<Row> {
             figure: format!("{}", generations.len()),
             target: "1",
             met: generations.len() == 1,
+            beside: String::new(),
         },
     ]
 }

@@ -89,6 +89,14 @@ impl World {
         Self::with(Turn::Alone { _guard: guard }, chosen())
     }
 
+    /// The same on S3, whatever is chosen.
+    pub(crate) fn alone_on_s3() -> Self {
+        let guard = MACHINE
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        Self::with(Turn::Alone { _guard: guard }, Kind::S3)
+    }
+
     fn with(turn: Turn, kind: Kind) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("sqlrepl-it-")
