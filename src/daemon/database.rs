@@ -35,9 +35,6 @@ const CAPTURE_STOP: Duration = Duration::from_secs(10);
 /// How long it waits for a local disk to take files away.
 const RELEASE_STOP: Duration = Duration::from_secs(2);
 
-/// How long a start waits for the replicas to say which database they hold.
-const ASK_REPLICAS: Duration = Duration::from_secs(3);
-
 /// How long a database has the first contact with its replicas for itself, a few others excepted.
 const CONTACT: Duration = Duration::from_secs(3);
 
@@ -427,16 +424,15 @@ async fn ask_replicas(
 /// What the replicas hold that answer in time, and where they lie.
 async fn ask(asking: &Asking, replicas: &[(&str, Arc<dyn Store>)]) -> Vec<(Held, String)> {
     let each = replicas.iter().map(|(name, store)| async move {
-        match timeout(ASK_REPLICAS, asking.ask(&**store)).await {
-            Ok(Ok(held)) => Some((held, store.location().to_owned())),
-            Ok(Err(e)) => {
-                // Its uploader meets the same, and says so.
-                tracing::debug!(replica = %name, "not asked what it holds: {e}");
+        match asking.ask(&**store).await {
+            Ok(held) => Some((held, store.location().to_owned())),
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                tracing::warn!(replica = %name, "not asked what it holds: {e}");
                 None
             }
-            Err(_) => {
-                let seconds = ASK_REPLICAS.as_secs();
-                tracing::warn!(replica = %name, "no answer within {seconds} s");
+            Err(e) => {
+                // Its uploader meets the same, and says so.
+                tracing::debug!(replica = %name, "not asked what it holds: {e}");
                 None
             }
         }
@@ -466,7 +462,7 @@ mod tests {
     use crate::format::ids::{DatabaseId, GenerationId, Timestamp, WriterId};
     use crate::format::key::{Key, ObjectKey};
     use crate::storage::Body;
-    use crate::storage::fault::{Fault, FaultStore, every};
+    use crate::storage::fault::{Fault, FaultStore, Verb, every, nth};
     use crate::storage::memory::MemoryStore;
 
     #[test]
@@ -489,17 +485,16 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_lost_id_comes_from_the_first_replica_that_has_one() {
+    /// A replica that holds nothing but the claim of its first generation.
+    async fn bare(id: DatabaseId) -> Arc<MemoryStore> {
         let generation = GenerationId {
             ordinal: 1,
             random: 2,
         };
-        let (id, writer) = (DatabaseId([7; 16]), WriterId([1; 8]));
         let claim = Claim {
             generation,
             database_id: id,
-            writer_id: writer,
+            writer_id: WriterId([1; 8]),
             parent: None,
             host: "host".into(),
             path: "/data/app.db".into(),
@@ -508,9 +503,21 @@ mod tests {
         };
         let object = ObjectKey::Claim;
         let key = Key { generation, object }.to_string();
-        let old = MemoryStore::new();
+        let store = MemoryStore::new();
         let body = Body::Bytes(claim.encode().into());
-        old.put(&key, body).await.unwrap();
+        store.put(&key, body).await.unwrap();
+        store
+    }
+
+    /// Asking about a database without a WAL.
+    fn asking() -> Asking {
+        Asking::new(|_, _| Ok(None))
+    }
+
+    #[tokio::test]
+    async fn a_lost_id_comes_from_the_first_replica_that_has_one() {
+        let id = DatabaseId([7; 16]);
+        let old = bare(id).await;
         let away = FaultStore::new(old.clone());
         away.set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
 
@@ -519,12 +526,34 @@ mod tests {
         let environment = Environment::of_tests();
         let identity = Identity::load(path, "host".into(), "app.db".into(), &environment).unwrap();
         let empty = MemoryStore::new();
-        let asking = Asking::open(&dir.path().join("app.db")).unwrap();
         let mut replicas: Vec<(&str, Arc<dyn Store>)> = vec![("away", away), ("empty", empty)];
-        decide_database(&identity, &ask(&asking, &replicas).await).unwrap();
+        decide_database(&identity, &ask(&asking(), &replicas).await).unwrap();
         assert_eq!(identity.database_id(), None);
         replicas.push(("old", old));
-        decide_database(&identity, &ask(&asking, &replicas).await).unwrap();
+        decide_database(&identity, &ask(&asking(), &replicas).await).unwrap();
         assert_eq!(identity.database_id(), Some(id));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_answers_may_take_long_and_one_that_does_not_holds_up_nobody() {
+        let id = DatabaseId([7; 16]);
+        for (verb, seconds, expect) in [
+            // A generation of many pages.
+            (Verb::List, 10, Some(id)),
+            (Verb::ListFolder, 2, Some(id)),
+            (Verb::ListFolder, 4, None),
+            (Verb::List, 40, None),
+        ] {
+            let replica = FaultStore::new(bare(id).await);
+            let slow = Fault::Delay(Duration::from_secs(seconds));
+            replica.set_rule(nth(verb, 1, slow));
+            let began = Instant::now();
+            let held = ask(&asking(), &[("slow", replica)]).await;
+            let found = held.first().and_then(|(held, _)| held.database_id);
+            assert_eq!(found, expect, "{verb:?} {seconds}");
+            let patience = if verb == Verb::List { 30 } else { 3 };
+            let took = began.elapsed().as_secs();
+            assert_eq!(took, seconds.min(patience), "{verb:?} {seconds}");
+        }
     }
 }

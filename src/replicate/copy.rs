@@ -10,7 +10,9 @@ use crate::format::ids::{PageSize, Pgno, Timestamp, WalEnd};
 use crate::format::wal::{Chain, FrameHeader, HEADER_BYTES, WalHeader, frame_offset};
 use crate::replicate::decide::{Break, stamp};
 use crate::replicate::spool::{Position, Spool, SpooledCommit};
+use crate::replicate::writers::Ending;
 use nix::fcntl::{Flock, FlockArg};
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -22,6 +24,8 @@ const READ_BYTES: usize = 1 << 20;
 /// More than this is verified before the first commit of it becomes durable, and then made durable
 /// in parts of this size, bytes; less is cut away again if it turns out wrong.
 const PART_BYTES: u64 = 16 << 20;
+/// So many frames are looked at before it is asked whether there is time for more.
+const LOOKED_FRAMES: u32 = 256;
 
 /// The `-wal` file, opened beside SQLite, which keeps no POSIX locks on it; locked with `flock`
 /// against a second daemon.
@@ -180,6 +184,40 @@ impl WalFile {
         let mut chain = Chain::of_header(&header);
         let reached = self.follow(&mut chain, end.frame, |_, _, _| Ok(()))?;
         Ok(reached && (end.frame == 0 || chain.end == *end))
+    }
+
+    /// The first of these endings that the frames from the header on lead to. All are looked for on
+    /// one way through the file, which ends early once `is_over`.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub(super) fn first_passed(
+        &self,
+        endings: &[Ending],
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Option<Ending>> {
+        let Some(header) = self.header()? else {
+            return Ok(None);
+        };
+        let is_here = |ending: &&Ending| {
+            ending.end.salts == header.salts && ending.page_size == header.page_size
+        };
+        let wanted: HashSet<WalEnd> = endings.iter().filter(is_here).map(|it| it.end).collect();
+        let last = wanted.iter().map(|end| end.frame).max().unwrap_or(0);
+        let mut passed: HashSet<WalEnd> = HashSet::new();
+        let mut chain = Chain::of_header(&header);
+        while chain.end.frame < last && !is_over() {
+            let next = chain.end.frame.saturating_add(LOOKED_FRAMES).min(last);
+            let reached = self.follow(&mut chain, next, |chain, _, _| {
+                passed.extend(wanted.get(&chain.end));
+                Ok(())
+            })?;
+            if !reached {
+                break;
+            }
+        }
+        let mut endings = endings.iter().copied();
+        Ok(endings.find(|ending| passed.contains(&ending.end)))
     }
 
     /// Follows the frames behind `done` as far as they chain.
@@ -405,5 +443,79 @@ impl OpenCommit {
         self.pages_before = pages;
         self.new_pages.clear();
         (commit, start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::ids::Txid;
+    use std::cell::Cell;
+
+    /// A WAL of three commits, and their ends.
+    fn three_commits(path: &Path) -> [WalEnd; 3] {
+        let db = rusqlite::Connection::open(path).unwrap();
+        db.execute_batch(
+            "PRAGMA page_size=512; PRAGMA journal_mode=WAL; CREATE TABLE t(x);
+             INSERT INTO t VALUES(1); INSERT INTO t VALUES(2);",
+        )
+        .unwrap();
+        let wal = std::fs::read(path.with_extension("db-wal")).unwrap();
+        // Closing the connection would delete it.
+        std::fs::write(path.with_extension("wal"), &wal).unwrap();
+        let mut chain = Chain::of_header(&WalHeader::parse(&wal).unwrap());
+        let mut ends = Vec::new();
+        while let Ok(frame) = chain.advance(&wal[chain.offset() as usize..]) {
+            ends.extend(frame.commit.map(|_| chain.end));
+        }
+        ends.try_into().unwrap()
+    }
+
+    fn ending(end: WalEnd) -> Ending {
+        Ending {
+            txid: Txid::FIRST,
+            time: Timestamp::from_micros(0),
+            upper_bound: false,
+            pages: 1,
+            end,
+            page_size: PageSize::new(512).unwrap(),
+            sqlite_version: 0,
+        }
+    }
+
+    #[test]
+    fn of_many_endings_the_first_in_the_wal_is_found_on_one_way_through_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two, three] = three_commits(&dir.path().join("app.db"));
+        let wal = WalFile::open(&dir.path().join("app.wal")).unwrap();
+        let of_another_wal = WalEnd {
+            salts: [7, 7],
+            ..one
+        };
+        let of_another_commit = WalEnd {
+            checksum: [7, 7],
+            ..two
+        };
+        let behind = WalEnd { frame: 99, ..three };
+        for (ends, expect) in [
+            (&[][..], None),
+            (&[three, one], Some(three)),
+            (&[one, three], Some(one)),
+            (&[of_another_wal, behind, of_another_commit, two], Some(two)),
+            (&[of_another_wal, of_another_commit], None),
+        ] {
+            let endings: Vec<Ending> = ends.iter().copied().map(ending).collect();
+            let looks = Cell::new(0);
+            let is_over = || {
+                looks.set(looks.get() + 1);
+                looks.get() > 1
+            };
+            let passed = wal.first_passed(&endings, &is_over).unwrap();
+            assert_eq!(passed.map(|ending| ending.end), expect, "{ends:?}");
+        }
+        let mut larger = ending(one);
+        larger.page_size = PageSize::new(1024).unwrap();
+        assert_eq!(wal.first_passed(&[larger], &|| false).unwrap(), None);
+        assert_eq!(wal.first_passed(&[ending(one)], &|| true).unwrap(), None);
     }
 }

@@ -13,6 +13,13 @@ use crate::storage::object::{StoredObject, get_exactly};
 use crate::storage::{Listed, Store, refuse_foreign};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+/// Generations that are looked at, the highest first, for one that is ours.
+pub const GENERATIONS_TRIED: usize = 32;
+
+/// Segments whose ends are looked for in what is ours: if another writer went on in a generation,
+/// or began others, that ends before the last one.
+pub const ENDS_TRIED: usize = 64;
+
 /// Footers that are read at once.
 const PARALLEL: usize = 8;
 
@@ -63,6 +70,25 @@ pub async fn database_id(store: &dyn Store, catalog: &Catalog) -> Result<Option<
     Ok(None)
 }
 
+/// The database of which the highest claim that can be read is, of these generations, without a
+/// listing of what else they hold.
+///
+/// # Errors
+/// As [`database_id`].
+pub async fn database_of(
+    store: &dyn Store,
+    generations: &[GenerationId],
+) -> Result<Option<DatabaseId>> {
+    for &generation in generations.iter().rev() {
+        if let Some(claim) = listed_claim(store, generation).await?
+            && let Some(claim) = intact(read_claim(store, &claim).await)?
+        {
+            return Ok(Some(claim.database_id));
+        }
+    }
+    Ok(None)
+}
+
 /// Reads a claim that was listed.
 ///
 /// # Errors
@@ -81,14 +107,18 @@ pub async fn claim_of(
     store: &dyn Store,
     generation: GenerationId,
 ) -> Result<Option<(Claim, Listed)>> {
-    let object = ObjectKey::Claim;
-    let key = Key { generation, object }.to_string();
-    let listed = store.list(&key, None).await?;
-    let Some(listed) = listed.into_iter().find(|listed| listed.key == key) else {
+    let Some(listed) = listed_claim(store, generation).await? else {
         return Ok(None);
     };
     let claim = readable(read_claim(store, &listed).await)?;
     Ok(claim.map(|claim| (claim, listed)))
+}
+
+async fn listed_claim(store: &dyn Store, generation: GenerationId) -> Result<Option<Listed>> {
+    let object = ObjectKey::Claim;
+    let key = Key { generation, object }.to_string();
+    let listed = store.list(&key, None).await?;
+    Ok(listed.into_iter().find(|listed| listed.key == key))
 }
 
 /// The generations of a replica, ascending.
@@ -366,7 +396,7 @@ mod tests {
             let body = Body::Bytes(bytes.to_vec().into());
             store.put(&key.to_string(), body).await.unwrap();
         }
-        let catalog = Catalog::new(store.list("generations/", None).await.unwrap());
+        let catalog = Catalog::new(store.list(GENERATIONS, None).await.unwrap());
         Past::find(&*store, &catalog).await.unwrap()
     }
 

@@ -26,9 +26,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 
-/// How long a start waits for the replica to say where it ends.
-const ASK: Duration = Duration::from_secs(3);
-
 /// A machine with its disk.
 pub(super) struct Machine {
     pub(super) name: String,
@@ -144,11 +141,12 @@ impl Machine {
         });
         if spool.position().is_none() {
             let database = Arc::clone(&self.database);
-            let asking =
-                Asking::new(move |ending| Ok(database.lock().unwrap().wal.has(&ending.end)));
+            let asking = Asking::new(move |endings, _| {
+                let wal = &database.lock().unwrap().wal;
+                Ok(endings.iter().copied().find(|it| wal.has(&it.end)))
+            });
             // As the daemon does it: a replica that does not answer has no say.
-            let asked = async { tokio::time::timeout(ASK, asking.ask(&*wire)).await };
-            if let Ok(Ok(held)) = runtime.block_on(asked) {
+            if let Ok(held) = runtime.block_on(asking.ask(&*wire)) {
                 if held.database_id.is_some() {
                     identity.decide(held.database_id, self.store.location())?;
                 }

@@ -1,5 +1,6 @@
 //! What the rules of who may write cost and say, one by one.
 
+use crate::config::Environment;
 use crate::daemon::simulation::database::Restart;
 use crate::daemon::simulation::play_one;
 use crate::daemon::simulation::reader::Wrong;
@@ -9,10 +10,13 @@ use crate::error::ErrorKind;
 use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, Txid};
 use crate::replicate::history;
+use crate::replicate::seed::{self, Asking};
+use crate::replicate::spool::Spool;
 use crate::replicate::writers::Fencing;
 use crate::storage::fault::Verb;
 use crate::storage::{Body, Store};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -397,6 +401,85 @@ fn behind_a_state_from_yesterday_the_times_of_today_stay() {
         world.must(broken)?;
         world.settle()?;
         checkpoints(world)
+    });
+}
+
+/// Two generations of one upload each; then the state directory is lost.
+fn lost_state(world: &mut World) -> Result<(), Wrong> {
+    at_work(world)?;
+    let broken = world.machines[0].break_continuity();
+    world.must(broken)?;
+    world.settle()?;
+    for _ in 0..2 {
+        upload(world, 0)?;
+    }
+    world.kill(0);
+    world.machines[0].lose_state();
+    Ok(())
+}
+
+#[test]
+fn a_lost_state_is_found_without_a_listing_of_older_generations() {
+    play(|world| {
+        lost_state(world)?;
+        let calls = calls(world, |world| {
+            world.start(0)?;
+            world.pass(MINUTE)
+        })?;
+        let expected = [
+            "ListFolder generations/",
+            "List generations/G/claim",
+            "GetRange generations/G/claim",
+            "List generations/G/",
+        ];
+        assert_eq!(calls[..4], expected, "{calls:#?}");
+        // What the uploader asks for.
+        let survey = calls.iter().position(|call| call == "List generations/");
+        let reads = &calls[4..survey.expect("it looks at the replica")];
+        let is_segment = |call: &String| call.starts_with("GetRange generations/G/wal/0/");
+        assert!(reads.iter().all(is_segment), "{calls:#?}");
+        assert_eq!(last_txid(world), Txid::new(3).unwrap());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_wal_that_takes_too_long_to_read_is_left_before_the_capture_begins() {
+    play(|world| {
+        lost_state(world)?;
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let (begun, is_read) = (Mutex::new(Some(begun)), Arc::new(Mutex::new(())));
+        let reads = Arc::clone(&is_read);
+        let asking = Asking::new(move |_, is_over| {
+            let _reads = reads.lock().unwrap();
+            if let Some(begun) = begun.lock().unwrap().take() {
+                begun.send(()).unwrap();
+            }
+            while !is_over() {
+                std::thread::yield_now();
+            }
+            Ok(None)
+        });
+        let time_passes = async {
+            has_begun.await.unwrap();
+            tokio::time::advance(MINUTE).await;
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
+        let asked = async { tokio::join!(asking.ask(&*world.store), time_passes).0 };
+        let held = runtime.unwrap().block_on(async {
+            let held = asked.await;
+            assert!(is_read.try_lock().is_ok(), "it is being read");
+            held
+        });
+        // The replica's end is known all the same, and the capture may prove it.
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::open(directory.path(), Arc::default()).unwrap();
+        seed::begin_at(&spool, &[held.unwrap()], &Environment::of_tests()).unwrap();
+        assert_eq!(spool.position().map(|at| at.seq), Some(2));
+        Ok(())
     });
 }
 

@@ -6,7 +6,7 @@ use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, Timestamp, Txid};
 use crate::replicate::blocking;
 use crate::replicate::decide::clock_stepped_back;
-use crate::replicate::history;
+use crate::replicate::history::{self, ENDS_TRIED, GENERATIONS_TRIED};
 use crate::replicate::known;
 use crate::replicate::sent::SentSegment;
 use crate::replicate::spool::{RunInfo, Tip};
@@ -18,14 +18,8 @@ use crate::replicate::writers::{Fencing, Place, base_if_ours, is_unbroken};
 use crate::storage::catalog::{Catalog, GenerationListing};
 use crate::storage::{Body, Put};
 
-/// Generations that are looked at, the highest first, for one that is ours.
-const GENERATIONS_TRIED: usize = 32;
-
 /// Segments of which one has the last end: the newest upload, and a merged one beside it.
 const LAST_SEGMENTS: usize = 2;
-
-/// Segments whose ends are looked for on our chain, to find out where another writer went on.
-const ENDS_TRIED: usize = 64;
 
 /// Uploads of others that began so long ago will not end.
 const UNFINISHED_MICROS: i64 = 7 * 24 * 3600 * 1_000_000;
