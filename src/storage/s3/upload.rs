@@ -79,12 +79,8 @@ impl S3Store {
         let asked = self.asked(Action::Put, key, connected);
         // The condition is judged when all has gone up. One cheap request spares an attempt after a
         // lost reply that: there it finds the object.
-        let head = connected.client.head_object().bucket(self.bucket());
-        match asked.within(head.key(self.full(key)).send()).await {
-            Ok(_) => return Ok(Put::Exists),
-            // Not there; or not for us to see, and then the put itself says so.
-            Err(Failure::Answered(_)) => {}
-            Err(failure) => return Err(asked.explain(failure)),
+        if is_there(&connected.client, self.bucket(), &self.full(key), &asked).await? {
+            return Ok(Put::Exists);
         }
         let upload = self.begin(key, connected, &asked).await?;
         let put = upload.send(path, length, &asked).await;
@@ -188,6 +184,11 @@ impl Upload {
             .buffered(AT_ONCE)
             .try_collect()
             .await?;
+        // Some servers keep the condition for whole objects, and not for those in parts. What
+        // another writer stored while the parts went up is seen without it.
+        if is_there(&self.client, &self.bucket, &self.key, asked).await? {
+            return Ok(Put::Exists);
+        }
         persist(&self.retries, || self.complete(&parts, length, asked)).await
     }
 
@@ -267,6 +268,17 @@ impl Drop for Upload {
             let request = abort(&self.client, &self.bucket, &self.key, &self.id);
             runtime.spawn(give_up(request));
         }
+    }
+}
+
+/// Whether there is an object with a key.
+async fn is_there(client: &Client, bucket: &str, key: &str, asked: &Asked<'_>) -> Result<bool> {
+    let head = client.head_object().bucket(bucket).key(key).send();
+    match asked.within(head).await {
+        Ok(_) => Ok(true),
+        // Not there; or not for us to see, and then the put itself says so.
+        Err(Failure::Answered(_)) => Ok(false),
+        Err(failure) => Err(asked.explain(failure)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The contract of a store, over HTTP with signatures.
 
-use crate::s3_server::Server;
+use crate::s3_server::{Server, Stop, Verb};
 use bytes::Bytes;
 use sqlrepl::config::location::Location;
 use sqlrepl::storage::conformance::check_store;
@@ -117,4 +117,26 @@ async fn the_date_of_a_put_is_the_servers() {
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let ahead = date.micros() / 1_000_000 - i64::try_from(now).unwrap();
     assert!((490..=500).contains(&ahead), "{ahead} s ahead");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_take_the_place_of_no_object_also_where_the_condition_is_ignored() {
+    let bucket = Bucket::new();
+    bucket.server.set(|s| s.ignores_if_none_match = true);
+    let store = || S3Store::new(bucket.server.place("tests", ""));
+    let large = tempfile::NamedTempFile::new().unwrap();
+    large.as_file().set_len(17 << 20).unwrap();
+    let hold = bucket
+        .server
+        .hold(Stop::Before, |call| call.verb == Verb::UploadPart);
+    let body = Body::File(large.path().to_owned());
+    let slow = store();
+    let put = tokio::spawn(async move { slow.put("a", body).await });
+    tokio::task::block_in_place(|| hold.wait());
+    let other = store().put("a", Body::Bytes("another".into())).await;
+    assert!(matches!(other.unwrap(), Put::Created { .. }));
+    hold.let_go();
+    assert_eq!(put.await.unwrap().unwrap(), Put::Exists);
+    assert_eq!(store().get_range("a", 0, 7).await.unwrap(), "another");
+    assert!(bucket.server.uploads().is_empty());
 }
