@@ -404,6 +404,42 @@ fn behind_a_state_from_yesterday_the_times_of_today_stay() {
     });
 }
 
+#[test]
+fn behind_what_a_clone_in_2099_stored_of_ours_a_generation_begins_on_the_clocks_time() {
+    play(|world| {
+        at_work(world)?;
+        let ours = generation(world);
+        world.kill(0);
+        // Not captured when the machine is cloned.
+        world.database(0).lock().unwrap().commit();
+        clone_machine(world);
+        let clock = &world.machines[1].time.clock;
+        clock.fetch_add(HOUR_MICROS * 24 * 365 * 73, Ordering::Relaxed);
+        world.start(1)?;
+        world.pass(MINUTE)?;
+        world.kill(1);
+        refuse_puts(world, "/claim");
+        world.start(0)?;
+        world.pass(MINUTE)?;
+        world.kill(0);
+        world.machines[0].line.heal();
+        world.start(0)?;
+        world.pass(MINUTE)?;
+        let claim = now(history::claim_of(&*world.store, generation(world))).unwrap();
+        let claim = claim.expect("it has a claim").0;
+        let key = format!("generations/{ours}/wal/0/0000000000000003.wal");
+        let expected = format!("memory/{key} gives what was captured here times up to 2099-");
+        assert!(claim.reason.starts_with(&expected), "{}", claim.reason);
+        let (generation, txid) = (ours, Txid::new(3).unwrap());
+        assert_eq!(claim.parent, Some(Parent { generation, txid }));
+        upload(world, 0)?;
+        let status = world.machines[0].status().unwrap_or_default();
+        let (_, time) = status.newest.expect("it has stored one");
+        assert!(time.micros() <= world.time(), "{time}");
+        world.check()
+    });
+}
+
 /// Two generations of one upload each; then the state directory is lost.
 fn lost_state(world: &mut World) -> Result<(), Wrong> {
     at_work(world)?;

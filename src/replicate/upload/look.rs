@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid, WalEnd, WriterId};
 use crate::format::key::{Key, ObjectKey, generation_prefix, segments_prefix};
 use crate::replicate::blocking;
+use crate::replicate::decide::clock_stepped_back;
 use crate::replicate::history;
 use crate::replicate::upload::send::Encoded;
 use crate::replicate::upload::task::Task;
@@ -174,6 +175,10 @@ impl Task {
     }
 
     /// Goes on behind a segment that holds our own commits.
+    ///
+    /// # Errors
+    /// `Conflict` if another writer gave them times so far ahead of the clock that ours cannot go on
+    /// behind them; `Disk`.
     async fn adopt(&mut self, found: &Found, waiting: Option<ObjectHash>) -> Result<()> {
         let inside = found.inside.as_ref().expect("judged by what it says");
         let state = self.state();
@@ -189,15 +194,24 @@ impl Task {
             };
             return self.segment_is_stored(found.key.clone(), encoded).await;
         }
-        tracing::warn!(
-            "{}/{} holds what was captured here: going on behind txid {}",
-            self.store.location(),
-            found.key,
-            found.last
-        );
+        let (id, time) = (state.id, inside.ending.time);
         let state = self.state.as_mut().expect("begun before");
         state.adopt(found.key.clone(), inside);
         let sent = state.sent;
+        let place = self.store.location();
+        if clock_stepped_back(self.environment.now(), time) {
+            // Not saved: until the next generation is, each start has to find this again.
+            return Err(Error::conflict(format!(
+                "{place}/{} gives what was captured here times up to {time}, more than an hour \
+                 ahead of the clock; generation {id} ends with it",
+                found.key
+            )));
+        }
+        tracing::warn!(
+            "{place}/{} holds what was captured here: going on behind txid {}",
+            found.key,
+            found.last
+        );
         self.save().await?;
         self.sent.send_replace(sent);
         self.forget_segments().await
