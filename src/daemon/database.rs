@@ -259,12 +259,9 @@ impl Database {
         let left: Vec<u64> = left.into_iter().filter_map(needs_of).collect();
         let needs: Vec<Option<u64>> = working.into_iter().map(needs_of).collect();
         let spool = self.spool.clone();
-        blocking(move || {
-            let is_tight = spool.bytes() > spool.room() / 2;
-            match may_go(&needs, &left, is_tight) {
-                Some(seq) => spool.release(seq),
-                None => Ok(()),
-            }
+        blocking(move || match may_go(&needs, &left, spool.is_tight()) {
+            Some(seq) => spool.release(seq),
+            None => Ok(()),
         })
         .await
     }

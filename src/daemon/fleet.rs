@@ -136,7 +136,7 @@ impl Fleet {
         let mut first = Some(first);
         let mut pause = AGAIN.0;
         loop {
-            let began = Instant::now();
+            let (began, is_first) = (Instant::now(), first.is_some());
             let worked = self.run_once(at, &mut stop, &mut first).await;
             tell(&mut first, false);
             let Err(error) = worked else {
@@ -148,7 +148,7 @@ impl Fleet {
                 member.set(State::Ended);
                 return Err(error);
             }
-            if !may_pass(error.kind()) {
+            if !may_pass(error.kind(), is_first) {
                 tracing::error!("not replicated any more: {error}");
                 member.set(State::Failed(error.to_string()));
                 return Err(error);
@@ -286,15 +286,31 @@ fn tell(first: &mut Option<mpsc::UnboundedSender<bool>>, is_up: bool) {
     }
 }
 
-/// Whether what keeps a database from being replicated may go away by itself. A lock of another
-/// process does not: it replicates the database, and will go on.
-fn may_pass(kind: ErrorKind) -> bool {
+/// Whether what keeps a database from being replicated may go away by itself. A lock that somebody
+/// holds at the first start does not: another process replicates the database, and will go on.
+/// Later it may be one of ours, as long as a `sync` is not answered.
+fn may_pass(kind: ErrorKind, is_first: bool) -> bool {
     match kind {
         ErrorKind::Disk | ErrorKind::Unavailable => true,
-        ErrorKind::NotFound
-        | ErrorKind::Conflict
-        | ErrorKind::Refused
-        | ErrorKind::Corrupt
-        | ErrorKind::Invalid => false,
+        ErrorKind::Conflict => !is_first,
+        ErrorKind::NotFound | ErrorKind::Refused | ErrorKind::Corrupt | ErrorKind::Invalid => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_somebody_elses_only_at_the_first_start() {
+        let passes = |kind| [true, false].map(|is_first| may_pass(kind, is_first));
+        assert_eq!(passes(ErrorKind::Conflict), [false, true]);
+        for kind in [ErrorKind::Disk, ErrorKind::Unavailable] {
+            assert_eq!(passes(kind), [true, true]);
+        }
+        use ErrorKind::{Corrupt, Invalid, NotFound, Refused};
+        for kind in [NotFound, Refused, Corrupt, Invalid] {
+            assert_eq!(passes(kind), [false, false]);
+        }
     }
 }

@@ -207,29 +207,9 @@ pub fn generation_prefix(generation: GenerationId) -> String {
     format!("{GENERATIONS}{generation}/")
 }
 
-/// Where the snapshots of a generation lie, with `/` at the end.
-pub fn snapshots_prefix(generation: GenerationId) -> String {
-    format!("{}snapshots/", generation_prefix(generation))
-}
-
-/// Where the parts of large snapshots lie, with `/` at the end.
-pub fn parts_prefix(generation: GenerationId) -> String {
-    format!("{}pages/", generation_prefix(generation))
-}
-
 /// Where the segments of a generation lie, of all levels, with `/` at the end.
 pub fn segments_prefix(generation: GenerationId) -> String {
     format!("{}wal/", generation_prefix(generation))
-}
-
-/// Where the segments of one level lie, with `/` at the end. Within a level, the order of the keys
-/// is that of the first txids.
-///
-/// # Panics
-/// If there is no such level.
-pub fn wal_prefix(generation: GenerationId, level: u8) -> String {
-    assert!(level <= MAX_LEVEL, "levels go from 0 to {MAX_LEVEL}");
-    format!("{}{level:x}/", segments_prefix(generation))
 }
 
 /// Says whether another tool's objects lie in a path, and names one.
@@ -383,13 +363,7 @@ mod tests {
     fn prefixes_end_where_the_names_begin() {
         let generation = "0000000a-9f3c2a7b".parse().unwrap();
         assert_eq!(generation_prefix(generation), GENERATION);
-        assert_eq!(
-            snapshots_prefix(generation),
-            format!("{GENERATION}snapshots/")
-        );
-        assert_eq!(parts_prefix(generation), format!("{GENERATION}pages/"));
         assert_eq!(segments_prefix(generation), format!("{GENERATION}wal/"));
-        assert_eq!(wal_prefix(generation, 11), format!("{GENERATION}wal/b/"));
     }
 
     #[test]
