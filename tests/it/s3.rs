@@ -108,6 +108,7 @@ fn check_refusal(refusal: &Refusal) {
         "restore -o out.db replicas/app",
         "mount replicas mnt",
         "replicate app.db replicas/app",
+        "replicate not-there-yet.db replicas/other",
     ] {
         let start = Instant::now();
         let output = run(arguments).fails(1, "sqlrepl: ");

@@ -6,6 +6,7 @@ use crate::format::container::Kind;
 use crate::format::ids::{GenerationId, Timestamp, Txid};
 use crate::replicate::backoff::Backoff;
 use crate::replicate::blocking;
+use crate::replicate::history;
 use crate::replicate::identity::Identity;
 use crate::replicate::sent::Recent;
 use crate::replicate::source::Source;
@@ -23,11 +24,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// So often an uploader looks at what the replica holds, and whether it is superseded.
 const LOOKED_UPLOADS: u64 = 64;
+
+/// A replica is asked so long after the start, though there is no database yet.
+const ASKED_AFTER: Duration = Duration::from_secs(2);
 
 /// What an uploader is started with.
 pub(super) struct Given {
@@ -74,6 +79,8 @@ pub(super) struct Task {
     pub(super) resumed: bool,
     /// Since the start the replica has had us once: a refusal may pass.
     pub(super) established: bool,
+    /// The replica answered while there was nothing to send yet.
+    has_asked: bool,
     /// The objects that the last daemon was putting when it ended.
     pub(super) unfinished: Vec<String>,
     /// What others left unfinished in the store was given up.
@@ -143,6 +150,7 @@ impl Task {
             stop,
             resumed: false,
             established: false,
+            has_asked: false,
             unfinished,
             cleaned: false,
             waiting: None,
@@ -239,11 +247,26 @@ impl Task {
                 *backoff = Backoff::default();
                 self.publish(None, None);
                 self.give_up_old_unfinished().await;
+            } else if !self.has_asked {
+                self.ask_early().await?;
+                continue;
             }
             if let Some(result) = self.wait(tip).await {
                 self.first_snapshot_ended(result).await?;
             }
         }
+    }
+
+    /// Waits for the first commit, but not long, and asks the replica once: a refusal is said also
+    /// where the database is not there yet.
+    async fn ask_early(&mut self) -> Result<()> {
+        let begun = self.tip.wait_for(Option::is_some);
+        if tokio::time::timeout(ASKED_AFTER, begun).await.is_err() {
+            history::generations(&*self.store).await?;
+            self.has_asked = true;
+            self.publish(None, None);
+        }
+        Ok(())
     }
 
     /// Sees to it that there is a generation to write, and that the replica is as we know it.
