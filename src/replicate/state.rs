@@ -32,11 +32,13 @@ pub struct GenerationState {
     pub reason: String,
     /// The txid of the first snapshot, once it is stored and all that it needs was listed.
     pub complete: Option<Txid>,
-    /// The last commit that is stored, if there is one: the last of a level-0 segment.
+    /// The last commit that is stored, if there is one: the last of an upload, which may be merged
+    /// by now.
     pub sent: Option<SpooledCommit>,
-    /// The hash of the last stored segment; before the first one, the claim's.
+    /// The hash of that upload, which the next one names; before the first one, the claim's.
     pub last_hash: ObjectHash,
-    /// The key of that object.
+    /// The key of the object that holds it: the upload itself, one that it was merged into, or the
+    /// claim.
     pub last_key: String,
     /// SQLITE_VERSION_NUMBER of the application as page 1 last showed it; 0 where unknown.
     pub sqlite_version: u32,
