@@ -177,8 +177,8 @@ impl Task {
     /// Goes on behind a segment that holds our own commits.
     ///
     /// # Errors
-    /// `Conflict` if another writer gave them times so far ahead of the clock that ours cannot go on
-    /// behind them; `Disk`.
+    /// `Conflict` if another writer gave them times so far ahead of the clock that ours cannot go
+    /// on behind them; `Disk`.
     async fn adopt(&mut self, found: &Found, waiting: Option<ObjectHash>) -> Result<()> {
         let inside = found.inside.as_ref().expect("judged by what it says");
         let state = self.state();
