@@ -33,8 +33,18 @@ pub(crate) struct Lineage {
 /// Checks all that a replica promises whoever wrote it: no restore point is wrong, none that was
 /// durable on one of these machines is gone, and each time resolves within the past of the machine
 /// that writes the highest generation; now to that machine's last durable commit, or a later one.
+/// Each generation goes on from the last restore point of its past.
 #[track_caller]
 pub(crate) fn check(world: &World, machines: &[&Machine]) -> Lineage {
+    let lineage = check_unproved(world, machines);
+    lineage.check_parents(machines);
+    lineage
+}
+
+/// The same where a daemon may have found no proof of what it stored last: then a generation goes
+/// on from an earlier restore point.
+#[track_caller]
+pub(crate) fn check_unproved(world: &World, machines: &[&Machine]) -> Lineage {
     let lineage = Lineage::read(&world.path(REPLICA));
     lineage.check_images(machines);
     lineage.check_durable(machines);
@@ -142,6 +152,33 @@ impl Lineage {
                     path.display()
                 );
             }
+        }
+    }
+
+    /// Each generation goes on from the last point of its past that is stored: no time resolves to
+    /// what lies behind an earlier one. A parent without a restore point says nothing.
+    #[track_caller]
+    fn check_parents(&self, machines: &[&Machine]) {
+        let shown: Vec<_> = machines.iter().map(|machine| machine.images()).collect();
+        for (at, Generation { id, claim, points }) in self.generations.iter().enumerate() {
+            let parent = claim.parent.map(|parent| (parent.generation, parent.txid));
+            let Some(parent) = parent.and_then(|parent| self.images.get(&parent)) else {
+                continue;
+            };
+            let before = self.generations[..at].iter().flat_map(|it| &it.points);
+            let first = self.image(&points[0]);
+            let goes_on = |shown: &Vec<ImageHash>| {
+                let place = |image: &ImageHash| shown.iter().position(|one| one == image);
+                let (first, parent) = (place(&first)?, place(parent)?);
+                let places = before.clone().filter_map(|point| place(&self.image(point)));
+                Some(places.filter(|place| *place <= first).max() == Some(parent))
+            };
+            let mut each = shown.iter().filter_map(goes_on).peekable();
+            let is_known = each.peek().is_some();
+            assert!(
+                !is_known || each.any(|goes_on| goes_on),
+                "{id} goes on from an earlier point than the last of its past; {self}"
+            );
         }
     }
 

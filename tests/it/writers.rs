@@ -195,7 +195,12 @@ fn a_state_from_yesterday_with_the_database_of_today_loses_nothing() {
         one.commit(2);
         one.replicate("");
         one.commit_each(2);
-        lineage::check(&world, &[&one]);
+        // Once the WAL is overwritten nothing there shows what was stored last.
+        let check = match restarts {
+            false => lineage::check,
+            true => lineage::check_unproved,
+        };
+        check(&world, &[&one]);
     }
 }
 
