@@ -17,7 +17,7 @@ use crate::storage::fault::Verb;
 use crate::storage::{Body, Store};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR_MICROS: i64 = 3_600_000_000;
@@ -491,7 +491,8 @@ fn a_wal_that_takes_too_long_to_read_is_left_before_the_capture_begins() {
             if let Some(begun) = begun.lock().unwrap().take() {
                 begun.send(()).unwrap();
             }
-            while !is_over() {
+            let began = Instant::now();
+            while !is_over() && began.elapsed() < Duration::from_secs(10) {
                 std::thread::yield_now();
             }
             Ok(None)
