@@ -1,7 +1,7 @@
 //! The config file: TOML in, [`Settings`] out, or one sentence with file and line.
 //!
-//! Tables and their keys are listed in [`table`]; nothing else is understood. Values are text with
-//! the environment's words in it ([`expand`](mod@expand)), and paths that are not absolute lie
+//! Tables and their keys are listed in `table.rs`; nothing else is understood. Values are text with
+//! the environment's words in it (`expand.rs`), and paths that are not absolute lie
 //! below the directory of the file, wherever a command is started.
 
 pub(crate) mod expand;
