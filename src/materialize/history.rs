@@ -141,7 +141,7 @@ impl Snapshot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Damaged {
     Claim,
-    Snapshot,
+    Snapshot(Txid),
     /// With the first transaction that its key names.
     Segment(Txid),
 }
@@ -163,7 +163,7 @@ impl Damage {
     fn segment(&self) -> Option<Txid> {
         match self.what {
             Damaged::Segment(first) => Some(first),
-            Damaged::Claim | Damaged::Snapshot => None,
+            Damaged::Claim | Damaged::Snapshot(_) => None,
         }
     }
 }
@@ -441,8 +441,12 @@ impl History {
                 "generation {id} has no txid {txid}: its last one is {last}"
             )),
             Unplanned::Before(first) => {
-                let damage = self.damaged(Damaged::Snapshot).map(Damage::error);
-                let lacking = || (0..self.snapshots.len()).find_map(|index| self.lacking(index));
+                // A later snapshot would not help.
+                let helps = |at: Txid| first.is_none() || at <= txid;
+                let damage = self.damaged_snapshot(helps).map(Damage::error);
+                let mut those =
+                    (0..self.snapshots.len()).filter(|&i| helps(self.snapshots[i].txid));
+                let lacking = || those.find_map(|index| self.lacking(index));
                 damage.or_else(lacking).unwrap_or_else(|| {
                     Error::not_found(match first {
                         Some(first) => format!(
@@ -470,8 +474,15 @@ impl History {
         )))
     }
 
-    fn damaged(&self, what: Damaged) -> Option<&Damage> {
-        self.damage.iter().find(|damage| damage.what == what)
+    fn damaged_claim(&self) -> Option<&Damage> {
+        let mut damage = self.damage.iter();
+        damage.find(|damage| damage.what == Damaged::Claim)
+    }
+
+    /// A damaged snapshot of such a transaction.
+    fn damaged_snapshot(&self, which: impl Fn(Txid) -> bool) -> Option<&Damage> {
+        let is_one = |what| matches!(what, Damaged::Snapshot(txid) if which(txid));
+        self.damage.iter().find(|damage| is_one(damage.what))
     }
 
     fn damage_at(&self, found: &Break) -> Option<&Damage> {
@@ -495,7 +506,7 @@ impl History {
             Why::SnapshotMissing(txid) => {
                 let index = self.snapshots.iter().position(|s| s.txid == txid);
                 let lacking = index.and_then(|index| self.lacking(index));
-                let damage = || self.damaged(Damaged::Snapshot).map(Damage::error);
+                let damage = || self.damaged_snapshot(|_| true).map(Damage::error);
                 lacking.or_else(damage).unwrap_or_else(|| {
                     Error::corrupt(format!(
                         "generation {id}: the pages of txid {txid} lie in a snapshot that the \
@@ -512,11 +523,11 @@ impl Line for Arc<History> {
         // A generation whose snapshot is damaged, or whose first segments are lost, is there: to
         // pass over it in silence would give an older state for the newest one.
         let is_known = !self.reach.stretches.is_empty() || !self.reach.breaks.is_empty();
-        is_known || self.damaged(Damaged::Snapshot).is_some()
+        is_known || self.damaged_snapshot(|_| true).is_some()
     }
 
     fn parent(&self) -> Result<Option<Parent>> {
-        match self.damaged(Damaged::Claim) {
+        match self.damaged_claim() {
             Some(damage) => Err(damage.error()),
             None => Ok(self.claim.as_ref().and_then(|read| read.claim.parent)),
         }
@@ -529,7 +540,7 @@ impl Line for Arc<History> {
 
     fn at(&self, time: Timestamp, limit: Option<Txid>) -> Result<Option<RestorePoint>> {
         if self.chunks.is_empty() {
-            let damage = self.damaged(Damaged::Snapshot).map(Damage::error);
+            let damage = self.damaged_snapshot(|_| true).map(Damage::error);
             let broken = || self.reach.breaks.first().map(|found| self.broken(found));
             return damage.or_else(broken).map_or(Ok(None), Err);
         }

@@ -283,7 +283,7 @@ impl Loader {
     fn keep(&mut self, job: Job, result: Result<Loaded>, failures: &mut Failures) -> Result<()> {
         let (id, what, object) = match job {
             Job::Claim(id, object) => (id, Damaged::Claim, object),
-            Job::Snapshot(id, _, object) => (id, Damaged::Snapshot, object),
+            Job::Snapshot(id, listed, object) => (id, Damaged::Snapshot(listed.txid), object),
             Job::Segment(id, listed, object) => (id, Damaged::Segment(listed.first), object),
         };
         match result {
