@@ -98,16 +98,25 @@ impl Asking {
             database_id: in_time(began, ANSWERS, database_id).await?,
             ..Held::default()
         };
+        if let Err(e) = self.find_end(store, generations, began, &mut held).await {
+            // Which database it holds is known all the same, and its newest end may be: a capture
+            // that begins there may prove that the WAL goes on from it.
+            tracing::warn!("{}: where it ends is not known: {e}", store.location());
+        }
+        Ok(held)
+    }
+
+    /// Finds where a replica ends, and where it ends in the WAL.
+    async fn find_end(
+        &self,
+        store: &dyn Store,
+        generations: Vec<GenerationId>,
+        began: Instant,
+        held: &mut Held,
+    ) -> Result<()> {
         let mut ends = Ends::of(store, generations);
         for count in [LAST_SEGMENTS, ENDS_TRIED] {
-            let found = match in_time(began, ANSWERS, ends.last(count)).await {
-                // A capture that begins at the newest may prove that the WAL goes on from there.
-                Err(e) if held.newest.is_some() => {
-                    tracing::warn!("{}: only its end is known: {e}", store.location());
-                    break;
-                }
-                found => found?,
-            };
+            let found = in_time(began, ANSWERS, ends.last(count)).await?;
             let endings: Vec<Ending> = found.iter().filter_map(ending).collect();
             held.newest = endings.first().copied();
             held.passed = self.passed(endings, began + ANSWERS).await?;
@@ -115,7 +124,7 @@ impl Asking {
                 break;
             }
         }
-        Ok(held)
+        Ok(())
     }
 
     /// The first of these that the frames of the WAL lead to. It is the reading that looks at the

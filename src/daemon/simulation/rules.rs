@@ -6,7 +6,7 @@ use crate::daemon::simulation::play_one;
 use crate::daemon::simulation::reader::Wrong;
 use crate::daemon::simulation::wire::{Fate, Release};
 use crate::daemon::simulation::world::World;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, Txid};
 use crate::replicate::history;
@@ -511,13 +511,35 @@ fn a_wal_that_takes_too_long_to_read_is_left_before_the_capture_begins() {
             assert!(is_read.try_lock().is_ok(), "it is being read");
             held
         });
-        // The replica's end is known all the same, and the capture may prove it.
-        let directory = tempfile::tempdir().unwrap();
-        let spool = Spool::open(directory.path(), Arc::default()).unwrap();
-        seed::begin_at(&spool, &[held.unwrap()], &Environment::of_tests()).unwrap();
-        assert_eq!(spool.position().map(|at| at.seq), Some(2));
+        check_end_is_known(&held.unwrap());
         Ok(())
     });
+}
+
+#[test]
+fn where_a_replica_ends_is_known_although_the_wal_cannot_be_read() {
+    play(|world| {
+        lost_state(world)?;
+        let asking = Asking::new(|_, _| {
+            let error = std::io::Error::other("as told");
+            Err(Error::disk("read the WAL", error))
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        let held = runtime.unwrap().block_on(asking.ask(&*world.store));
+        check_end_is_known(&held.unwrap());
+        Ok(())
+    });
+}
+
+/// The replica's database and end are known all the same, and the capture may prove the end.
+fn check_end_is_known(held: &seed::Held) {
+    assert!(held.database_id.is_some());
+    let directory = tempfile::tempdir().unwrap();
+    let spool = Spool::open(directory.path(), Arc::default()).unwrap();
+    seed::begin_at(&spool, std::slice::from_ref(held), &Environment::of_tests()).unwrap();
+    assert_eq!(spool.position().map(|at| at.seq), Some(2));
 }
 
 #[test]
