@@ -151,13 +151,8 @@ impl Task {
         // While nothing is wrong nobody stored more than our state knows.
         let is_in_doubt = known.is_none() || self.ended.is_some() || self.superseded.is_some();
         let shown = match is_in_doubt {
-            true => self.shared_with(&survey.catalog).await,
-            false => Ok(None),
-        };
-        let shown = match shown {
-            // The spool cannot say.
-            Err(e) if e.kind() == ErrorKind::Conflict => None,
-            shown => shown?,
+            true => self.shared_with(&survey.catalog).await?,
+            false => None,
         };
         let place = goes_on_from(known, shown).map(|place| (place.parent, place.time));
         Ok(place.or(survey.past.newest))
