@@ -25,6 +25,10 @@ use tokio::time::{Instant, sleep, timeout};
 /// Bytes per second of the slowest line over which everything gets done.
 pub const SLOWEST_LINE: u64 = 256 << 10;
 
+/// Calls that may share that line, each at the same time. A call that hangs ends long before its
+/// time is over, where the store sees that nothing moves.
+const SHARED_BY: u64 = 1024;
+
 /// How long a call may take, and how it is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetrySettings {
@@ -57,7 +61,7 @@ impl Default for RetrySettings {
             attempt: Duration::from_secs(15),
             attempts: 3,
             total: Duration::from_secs(4),
-            slowest: SLOWEST_LINE / 32,
+            slowest: SLOWEST_LINE / SHARED_BY,
             listing: Duration::from_secs(10 * 60),
         }
     }

@@ -135,14 +135,14 @@ async fn a_call_has_the_time_that_it_takes_where_many_share_the_slowest_line() {
     let (faulty, store) = stores();
     let body = Body::Bytes(Bytes::from(vec![0; BYTES]));
     let shared_by = |calls| Duration::from_secs(calls * BYTES as u64 / SLOWEST_LINE);
-    faulty.set_rule(every(Fault::Delay(shared_by(32))));
+    faulty.set_rule(every(Fault::Delay(shared_by(SHARED_BY))));
     assert!(matches!(
         store.put("a", body).await.unwrap(),
         Put::Created { .. }
     ));
     store.get_range("a", 0, BYTES as u64).await.unwrap();
     store.get_range("a", 0, 1).await.unwrap_err();
-    faulty.set_rule(every(Fault::Delay(shared_by(33))));
+    faulty.set_rule(every(Fault::Delay(shared_by(SHARED_BY + 1))));
     store.get_range("a", 0, BYTES as u64).await.unwrap_err();
 }
 

@@ -14,6 +14,7 @@ use std::error::Error as Source;
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// How long nothing may move, where nothing lies on the way in buffers.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -166,12 +167,16 @@ impl<'a> Asked<'a> {
     {
         let patience = patience(bytes);
         let mut request = std::pin::pin!(request);
+        let mut since = Instant::now();
         loop {
-            let before = watch.pieces();
-            match tokio::time::timeout(patience, request.as_mut()).await {
-                Ok(done) => return done.map_err(Failure::of),
-                Err(_) if watch.pieces() > before => {}
-                Err(_) => {
+            if let Ok(done) = timeout_at(since + patience, request.as_mut()).await {
+                return done.map_err(Failure::of);
+            }
+            let moved = watch.moved();
+            match moved.last.filter(|last| *last > since) {
+                Some(last) => since = last,
+                None => {
+                    tracing::debug!(pieces = moved.pieces, "a request stands still");
                     let why = format!("nothing moved for {patience:?}");
                     return Err(Failure::Unanswered(why));
                 }

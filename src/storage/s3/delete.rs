@@ -3,11 +3,15 @@
 use crate::error::Result;
 use crate::storage::s3::S3Store;
 use crate::storage::s3::answer::{Action, Answer, Failure};
+use crate::storage::s3::watch::Watch;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 /// As many as one request may delete.
 const BATCH: usize = 1_000;
+
+/// What a request for so many takes, bytes.
+const BATCH_BYTES: u64 = 256 << 10;
 
 /// Requests at once to a server that deletes one object at a time.
 const AT_ONCE: usize = 16;
@@ -38,7 +42,9 @@ impl S3Store {
             .delete_objects()
             .bucket(self.bucket())
             .delete(doomed.expect("objects are all that it needs"));
-        let done = match asked.within(request.send()).await {
+        let watch = Watch::default();
+        let sent = asked.while_it_moves(BATCH_BYTES, &watch, request.send());
+        let done = match sent.await {
             Ok(done) => done,
             Err(Failure::Answered(answer)) if knows_no_batch(&answer) => return Ok(false),
             Err(failure) => return Err(asked.explain(failure)),

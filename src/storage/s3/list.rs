@@ -6,9 +6,13 @@
 use crate::error::{Error, Result};
 use crate::storage::s3::S3Store;
 use crate::storage::s3::answer::{Action, timestamp};
+use crate::storage::s3::watch::Watch;
 use crate::storage::{Listed, check_key};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{CommonPrefix, Object};
+
+/// What an answer with 1,000 keys takes, bytes.
+const PAGE_BYTES: u64 = 512 << 10;
 
 /// What a listing shows.
 struct Wanted<'a> {
@@ -113,7 +117,8 @@ impl S3Store {
             .set_start_after(wanted.start_after.map(|key| self.full(key)))
             .set_continuation_token(token)
             .send();
-        let page = asked.within(request).await;
+        let watch = Watch::default();
+        let page = asked.while_it_moves(PAGE_BYTES, &watch, request).await;
         let page = page.map_err(|failure| asked.explain(failure))?;
         // No checksum covers a listing, and what is missing in it is missing in silence.
         let shown = page.contents().len() + page.common_prefixes().len();

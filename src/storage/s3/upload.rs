@@ -186,7 +186,8 @@ impl Upload {
             .await?;
         // Some servers keep the condition for whole objects, and not for those in parts. What
         // another writer stored while the parts went up is seen without it.
-        if is_there(&self.client, &self.bucket, &self.key, asked).await? {
+        let look = || is_there(&self.client, &self.bucket, &self.key, asked);
+        if persist(&self.retries, look).await? {
             return Ok(Put::Exists);
         }
         persist(&self.retries, || self.complete(&parts, length, asked)).await
@@ -277,7 +278,7 @@ async fn is_there(client: &Client, bucket: &str, key: &str, asked: &Asked<'_>) -
     match asked.within(head).await {
         Ok(_) => Ok(true),
         // Not there; or not for us to see, and then the put itself says so.
-        Err(Failure::Answered(_)) => Ok(false),
+        Err(Failure::Answered(answer)) if matches!(answer.status, 403..=405) => Ok(false),
         Err(failure) => Err(asked.explain(failure)),
     }
 }

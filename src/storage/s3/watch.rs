@@ -11,21 +11,29 @@ use aws_sdk_s3::primitives::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
+use tokio::time::Instant;
 
 /// The eyes on one request, to be given to it as an interceptor.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watch {
-    pieces: Arc<AtomicU64>,
+    moved: Arc<Mutex<Moved>>,
     date: Arc<OnceLock<Timestamp>>,
 }
 
+/// What the connection has taken in so far of a body.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moved {
+    pub(super) pieces: u64,
+    /// When it took the last one.
+    pub(super) last: Option<Instant>,
+}
+
 impl Watch {
-    /// Pieces of the body that the connection has taken in so far.
-    pub(super) fn pieces(&self) -> u64 {
-        self.pieces.load(Ordering::Relaxed)
+    /// How far the body is.
+    pub(super) fn moved(&self) -> Moved {
+        *self.lock()
     }
 
     /// The `Date` of the answer, once it is there.
@@ -35,7 +43,13 @@ impl Watch {
 
     /// Notes that a piece was taken in.
     pub(super) fn note(&self) {
-        self.pieces.fetch_add(1, Ordering::Relaxed);
+        let mut moved = self.lock();
+        moved.pieces += 1;
+        moved.last = Some(Instant::now());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Moved> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same body, under watch.

@@ -324,14 +324,13 @@ async fn a_request_may_take_any_time_while_it_moves() {
     let why = "nothing moved for 138s".to_owned();
     assert_eq!(failed, Err(Failure::Unanswered(why)));
     let silence = took - Duration::from_secs(day * 60);
-    // Two looks lie between the last piece and the end.
-    assert!((138..=276).contains(&silence.as_secs()), "{silence:?}");
+    assert_eq!(silence.as_secs(), 138);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_carries_nothing_is_given_up_after_ten_seconds() {
     let server = server();
-    let asked = Asked::new(Action::List, "x", &server);
+    let asked = Asked::new(Action::Read, "x", &server);
     let start = tokio::time::Instant::now();
     let never = std::future::pending::<Result<(), SdkError<PutObjectError>>>();
     assert!(asked.within(never).await.is_err());
