@@ -280,6 +280,8 @@ impl Versions {
                 first_wait: Duration::from_millis(1),
                 longest_wait: Duration::from_millis(10),
                 total: Duration::from_millis(300),
+                // This store does not see by itself that nothing moves.
+                slowest: 1 << 30,
                 ..RetrySettings::default()
             },
         );
