@@ -204,6 +204,28 @@ fn an_upload_after_a_pause_that_only_the_store_saw_counts_after_a_look() {
 }
 
 #[test]
+fn a_segment_that_was_merged_before_the_look_behind_it_is_ours() {
+    play(|world| {
+        at_work(world)?;
+        upload(world, 0)?;
+        let ours = generation(world);
+        world.now.fetch_add(HOUR_MICROS, Ordering::Relaxed);
+        world.machines[0].line.set_rule(|verb, _| match verb {
+            Verb::List => Fate::HeldBefore,
+            _ => Fate::Answered,
+        });
+        upload(world, 0)?;
+        assert!(world.machines[0].line.is_held());
+        world.merge()?;
+        world.machines[0].line.heal();
+        world.machines[0].line.release(Release::Answer);
+        upload(world, 0)?;
+        assert_eq!(generation(world), ours);
+        Ok(())
+    });
+}
+
+#[test]
 fn every_64th_upload_is_followed_by_a_look_at_all_that_counts() {
     play(|world| {
         at_work(world)?;

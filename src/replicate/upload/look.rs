@@ -231,17 +231,26 @@ impl Task {
     }
 
     /// Looks whether anybody else wrote while a machine that was paused thought that no time had
-    /// passed: its put may have succeeded only because the name was free again.
-    pub(super) async fn look_behind_put(&mut self, key: &str) -> Result<()> {
+    /// passed: its put may have succeeded only because the name was free again. `hash` is that of
+    /// what was put.
+    ///
+    /// # Errors
+    /// `Conflict` if another writer is in the generation.
+    pub(super) async fn look_behind_put(&mut self, key: &str, hash: ObjectHash) -> Result<()> {
         let listed = self.list_behind().await?;
         let others: Vec<Listed> = listed
-            .into_iter()
+            .iter()
             .filter(|listed| listed.key != key)
+            .cloned()
             .collect();
-        let found = self.read_found(&others, None).await?;
-        match found.first() {
-            None => Ok(()),
-            Some(other) => Err(self.foreign(other).await?),
+        if self.read_found(&others, None).await?.is_empty() {
+            return Ok(());
+        }
+        // Ours may have been merged by now.
+        let found = self.read_found(&listed, Some(hash)).await?;
+        match self.judge(&found, Some(hash)).await? {
+            Verdict::GoOn { .. } => Ok(()),
+            Verdict::NewGeneration { other, .. } => Err(self.foreign(&found[other]).await?),
         }
     }
 

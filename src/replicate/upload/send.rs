@@ -142,7 +142,7 @@ impl Task {
             Stored::Before => None,
         };
         if self.is_doubtful(date) {
-            self.look_behind_put(&key).await?;
+            self.look_behind_put(&key, encoded.hash).await?;
         }
         self.answered(date);
         self.segment_is_stored(key, encoded).await?;
