@@ -79,6 +79,11 @@ pub(super) struct Image {
 }
 
 impl Image {
+    /// Whether it says which database it is.
+    pub(super) fn has_identity(&self) -> bool {
+        self.meta.join("database-id").exists()
+    }
+
     /// A copy of its database, which goes on in its own way.
     pub(super) fn database(&self, random: &mut Random) -> Database {
         let mut database = self.database.clone();
@@ -234,7 +239,8 @@ impl Machine {
         daemon.is_some_and(|daemon| daemon.uploader.status.has_changed().is_err())
     }
 
-    /// The commits that the uploader says are durable, from the first one of its generation on.
+    /// The commits that the uploader says are durable, from the first one of its generation on. A
+    /// generation that an earlier run wrote has other numbers there.
     pub(super) fn durable(&self) -> Result<Vec<Arc<Commit>>> {
         let status = self.status().unwrap_or_default();
         let state = GenerationState::load(&self.meta.join("replica/state.json"))?;
@@ -244,7 +250,8 @@ impl Machine {
         };
         let seqs = self.seqs.lock().unwrap();
         let of_generation = seqs.range(state.base..);
-        let sent = of_generation.take_while(|(seq, _)| **seq <= durable);
+        let of_run = of_generation.filter(|(_, (run, _))| *run == state.run);
+        let sent = of_run.take_while(|(seq, _)| **seq <= durable);
         Ok(sent.map(|(_, (_, commit))| Arc::clone(commit)).collect())
     }
 

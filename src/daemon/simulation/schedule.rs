@@ -326,6 +326,10 @@ fn put_back(world: &mut World, machine: usize, action: Action) {
     let Some((_, image)) = images.rev().find(|(whose, _)| *whose == machine) else {
         return;
     };
+    // An id that no replica has yet would be another one the next time.
+    if !image.has_identity() && !world.machines[machine].has_state() {
+        return;
+    }
     match action {
         Action::PutImageBack => world.machines[machine].put_back(image),
         _ => world.machines[machine].put_state_back(image),
