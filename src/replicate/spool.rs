@@ -418,8 +418,8 @@ impl Spool {
         self.share.room(&self.dir)
     }
 
-    /// Whether more than half of the room is taken: a capture that found none waits as
-    /// long as it is.
+    /// Whether more than half of the room is taken. A capture that found none waits until it is
+    /// not.
     pub fn is_tight(&self) -> bool {
         self.bytes() > self.room() / 2
     }
