@@ -23,6 +23,7 @@
 //! | [`mod@format`] | pure: the storage format, SQLite's WAL, the names of things |
 //! | [`config`] | settings, and what comes from outside: clock and randomness |
 //! | [`storage`] | where objects live: the `Store` trait, its implementations and wrappers |
+//! | [`maintain`] | a replica over time: merging, later snapshots, retention |
 //! | [`materialize`] | a database as it was, page by page |
 //! | [`replicate`] | from a live database to a replica |
 //! | [`restore`] | every page to a new file |
@@ -54,6 +55,8 @@ pub mod format;
 pub mod config;
 
 pub mod storage;
+
+pub mod maintain;
 
 pub mod materialize;
 pub mod replicate;

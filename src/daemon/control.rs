@@ -3,7 +3,7 @@
 use crate::daemon::fleet::Fleet;
 use crate::daemon::status::DatabaseStatus;
 use crate::error::{Error, Result};
-use crate::replicate::blocking;
+use crate::storage::blocking::blocking;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;

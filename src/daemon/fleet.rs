@@ -7,7 +7,7 @@ use crate::daemon::status::{DatabaseState, DatabaseStatus};
 use crate::daemon::{Replicated, control};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replicate::budget::Budget;
-use crate::replicate::{blocking, joined};
+use crate::storage::blocking::{blocking, joined};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -16,7 +16,8 @@ use crate::format::ids::{
 use crate::format::segment::TimelineEntry;
 use crate::format::snapshot::MapRoot;
 use crate::materialize::cache::ObjectNumber;
-use crate::materialize::plan::{self, Base, Break, Line, Plan, Reach, Shape, Span, Unplanned, Why};
+use crate::materialize::plan::{self, Base, Break, Line, Plan, Reach, Shape, Unplanned, Why};
+use crate::storage::cover::{Span, cover};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -271,7 +272,7 @@ impl History {
         let page_size = snapshots.last().map(|snapshot| snapshot.page_size);
         // Each round takes out one segment that does not fit, so this ends.
         loop {
-            shape.pieces = plan::cover(&spans(&segments));
+            shape.pieces = cover(&spans(&segments));
             match misfit(&segments, &shape, claim.as_deref(), page_size) {
                 Some((index, found)) => {
                     segments.remove(index);

@@ -1,6 +1,6 @@
 //! Which objects a moment needs, and which moment a time means. Pure.
 //!
-//! A generation is planned as a whole, once for each listing: [`cover`] says which segment stands
+//! A generation is planned as a whole, once for each listing: `cover` says which segment stands
 //! for which transactions, [`reach`] which transactions can be opened from which snapshot, and why
 //! not the others. A [`Plan`] for one moment is then cut out of that.
 //!
@@ -10,69 +10,8 @@
 use crate::error::{Error, Result};
 use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, RestorePoint, Timestamp, Txid};
-use std::collections::{BTreeMap, BinaryHeap};
-
-/// A segment as planning sees it. Lists of them are in the order of the keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
-    pub(crate) level: u8,
-    pub(crate) first: Txid,
-    pub(crate) last: Txid,
-}
-
-/// The transactions for which one segment stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
-    /// Which segment.
-    pub(crate) index: usize,
-    pub(crate) from: Txid,
-    pub(crate) to: Txid,
-}
-
-/// Which segment stands for which transactions: of several the one of the higher level, then the
-/// one that ends later, then the one with the greater key. Gaps stay open.
-pub(crate) fn cover(spans: &[Span]) -> Vec<Piece> {
-    let mut order: Vec<usize> = (0..spans.len()).collect();
-    order.sort_by_key(|&index| spans[index].first);
-    let mut waiting = order.into_iter().peekable();
-    // Those that have begun, the preferred one on top.
-    let mut open: BinaryHeap<(u8, Txid, usize)> = BinaryHeap::new();
-    let mut pieces: Vec<Piece> = Vec::new();
-    let mut at = Txid::FIRST;
-    loop {
-        while let Some(index) = waiting.next_if(|&index| spans[index].first <= at) {
-            open.push((spans[index].level, spans[index].last, index));
-        }
-        while open.peek().is_some_and(|&(_, last, _)| last < at) {
-            open.pop();
-        }
-        let begins = waiting.peek().map(|&index| spans[index].first);
-        let Some(&(_, last, index)) = open.peek() else {
-            match begins {
-                Some(next) => at = next,
-                None => return pieces,
-            }
-            continue;
-        };
-        // The choice stands until it ends or another one begins.
-        let to = match begins {
-            Some(next) if next <= last => Txid::new(next.get() - 1).expect("it begins after `at`"),
-            _ => last,
-        };
-        match pieces.last_mut() {
-            Some(piece) if piece.index == index => piece.to = to,
-            _ => pieces.push(Piece {
-                index,
-                from: at,
-                to,
-            }),
-        }
-        match to.get().checked_add(1).and_then(Txid::new) {
-            Some(next) => at = next,
-            None => return pieces,
-        }
-    }
-}
+use crate::storage::cover::Piece;
+use std::collections::BTreeMap;
 
 /// A snapshot as planning sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +28,7 @@ pub(crate) struct Base {
 pub(crate) struct Shape {
     /// Ascending by txid.
     pub(crate) snapshots: Vec<Base>,
-    /// What [`cover`] found.
+    /// What `cover` found.
     pub(crate) pieces: Vec<Piece>,
     /// Transactions whose pages lie in a snapshot and in no segment, ascending.
     pub(crate) marks: Vec<Txid>,

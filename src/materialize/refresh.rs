@@ -19,9 +19,10 @@ use crate::materialize::fetch::{self, Fetcher, PARALLEL};
 use crate::materialize::history::{
     Damage, Damaged, History, Lack, Object, Parts, Point, ReadClaim, Segment, Snapshot,
 };
-use crate::materialize::plan::{self, Span};
+use crate::materialize::plan;
 use crate::storage::Listed;
 use crate::storage::catalog::{Catalog, GenerationListing, SegmentListing, SnapshotListing};
+use crate::storage::cover::{Span, cover};
 use crate::storage::object::{StoredObject, get_exactly};
 use futures_util::{Stream, StreamExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -463,7 +464,7 @@ fn counting<'a>(
 ) -> (GenerationId, Vec<&'a SegmentListing>) {
     let standing: Vec<&SegmentListing> = generation.standing().collect();
     let spans: Vec<Span> = standing.iter().map(|segment| span(segment)).collect();
-    let pieces = plan::cover(&spans);
+    let pieces = cover(&spans);
     let mut indexes: Vec<usize> = pieces.iter().map(|piece| piece.index).collect();
     indexes.sort_unstable();
     indexes.dedup();

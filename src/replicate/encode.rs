@@ -215,9 +215,9 @@ mod tests {
     use super::*;
     use crate::format::ids::{PageSize, WalEnd};
     use crate::format::wal::WordOrder;
-    use crate::replicate::first::scratch_in;
     use crate::replicate::sent::SentSegment;
     use crate::replicate::spool::{RunStart, Spool};
+    use crate::storage::durable::scratch_in;
 
     const SIZE: PageSize = PageSize::new(512).unwrap();
 

@@ -8,7 +8,7 @@
 
 use crate::config::Environment;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::container::{Header, Kind, ScratchFile};
+use crate::format::container::{Header, Kind};
 use crate::format::ids::{ObjectHash, ObjectId, PageHash, PageSize, Pgno, Txid, WalEnd};
 use crate::format::interior::InteriorPages;
 use crate::format::key::{Key, ObjectKey};
@@ -17,11 +17,12 @@ use crate::format::snapshot::{
     self, Home, LEAF_PAGES, Leaf, LeafSource, MapToWrite, Run, SnapshotWriter,
 };
 use crate::replicate::backoff::Backoff;
-use crate::replicate::blocking;
 use crate::replicate::known::{KnownPages, within_leaf};
-use crate::replicate::put::{self, Stored};
 use crate::replicate::source::PageSource;
 use crate::replicate::unfinished;
+use crate::storage::blocking::blocking;
+use crate::storage::durable::scratch_in;
+use crate::storage::put::{self, Stored};
 use crate::storage::{Listed, Store};
 use std::fs::File;
 use std::io::BufWriter;
@@ -475,12 +476,6 @@ fn gone(store: &dyn Store, key: &str) -> Error {
         "{}/{key}, which a first snapshot needs, is gone or damaged; the snapshot is made again",
         store.location()
     ))
-}
-
-/// Scratch files in a directory, unnamed.
-pub fn scratch_in(dir: &Path) -> impl Fn() -> std::io::Result<Box<dyn ScratchFile>> + use<> {
-    let dir = dir.to_owned();
-    move || Ok(Box::new(tempfile::tempfile_in(&dir)?) as Box<dyn ScratchFile>)
 }
 
 fn sync(out: BufWriter<File>, path: &Path) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Local files that survive a power cut: written beside, fsynced, renamed, directory fsynced.
 
 use crate::error::{Error, Result};
+use crate::format::container::ScratchFile;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -49,6 +50,12 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
         _ => Path::new("."),
     };
     File::open(directory)?.sync_all()
+}
+
+/// Scratch files in a directory, unnamed.
+pub fn scratch_in(dir: &Path) -> impl Fn() -> std::io::Result<Box<dyn ScratchFile>> + use<> {
+    let dir = dir.to_owned();
+    move || Ok(Box::new(tempfile::tempfile_in(&dir)?) as Box<dyn ScratchFile>)
 }
 
 fn temporary_name(path: &Path) -> PathBuf {

@@ -5,14 +5,17 @@
 //! `conformance` checks for every store: an object is whole or absent, is never changed, and is
 //! durable when its put returns.
 
+pub(crate) mod blocking;
 pub mod catalog;
 #[doc(hidden)]
 pub mod conformance;
+pub(crate) mod cover;
 pub mod directory;
 pub mod durable;
 pub mod fault;
 pub mod memory;
 pub mod object;
+pub mod put;
 pub mod retry;
 pub mod s3;
 

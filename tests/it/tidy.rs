@@ -7,12 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module may name those of its own row and of the rows before it.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["error"],
     &["format"],
     &["config"],
     &["storage"],
-    &["replicate", "materialize", "maintain"],
+    &["maintain"],
+    &["replicate", "materialize"],
     &["restore", "mount", "validate"],
     &["daemon"],
     &["cli"],

@@ -1,5 +1,5 @@
 use super::*;
-use proptest::prelude::*;
+use crate::storage::cover::{Span, cover};
 
 fn txid(number: u64) -> Txid {
     Txid::new(number).unwrap()
@@ -156,44 +156,6 @@ fn two_snapshots_at_one_txid_are_one_base() {
         last: txid(5),
     };
     assert_eq!(reach(&shape).stretches, [only]);
-}
-
-#[test]
-fn the_last_txid_that_can_be_is_no_special_case() {
-    let spans = [Span {
-        level: 0,
-        first: txid(2),
-        last: txid(u64::MAX),
-    }];
-    assert_eq!(cover(&spans).len(), 1);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-    #[test]
-    fn each_transaction_is_covered_by_the_segment_that_a_plain_search_prefers(
-        spans in prop::collection::vec((0_u8..3, 2_u64..40, 0_u64..12), 0..12),
-    ) {
-        let spans: Vec<Span> = spans.iter()
-            .map(|&(level, first, length)| Span {
-                level,
-                first: txid(first),
-                last: txid(first + length),
-            })
-            .collect();
-        let pieces = cover(&spans);
-        prop_assert!(pieces.windows(2).all(|w| w[0].to < w[1].from));
-        for t in 1..60 {
-            let plain = spans.iter().enumerate()
-                .filter(|(_, s)| s.first.get() <= t && t <= s.last.get())
-                .max_by_key(|(index, s)| (s.level, s.last, *index))
-                .map(|(index, _)| index);
-            let found = pieces.iter()
-                .find(|p| p.from.get() <= t && t <= p.to.get())
-                .map(|p| p.index);
-            prop_assert_eq!(found, plain, "txid {}", t);
-        }
-    }
 }
 
 /// A generation with restore points (txid, second), a parent, and a txid behind which all is

@@ -6,7 +6,6 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid, WalEnd, WriterId};
 use crate::format::key::{Key, ObjectKey, generation_prefix, segments_prefix};
-use crate::replicate::blocking;
 use crate::replicate::decide::clock_stepped_back;
 use crate::replicate::history;
 use crate::replicate::upload::send::Encoded;
@@ -15,6 +14,7 @@ use crate::replicate::writers::{
     self, Fencing, Found, Higher, Inside, Verdict, superseded_sentence, writer_of,
 };
 use crate::storage::Listed;
+use crate::storage::blocking::blocking;
 use crate::storage::catalog::{Catalog, GenerationListing};
 use std::collections::{BTreeMap, HashMap};
 

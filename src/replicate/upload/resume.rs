@@ -4,7 +4,6 @@
 use crate::error::{ErrorKind, Result};
 use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, Timestamp, Txid};
-use crate::replicate::blocking;
 use crate::replicate::decide::clock_stepped_back;
 use crate::replicate::history::{self, ENDS_TRIED, GENERATIONS_TRIED};
 use crate::replicate::known;
@@ -15,6 +14,7 @@ use crate::replicate::upload::look::Looked;
 use crate::replicate::upload::send::{Encoded, remove_others};
 use crate::replicate::upload::task::Task;
 use crate::replicate::writers::{Fencing, Place, base_if_ours, is_unbroken};
+use crate::storage::blocking::blocking;
 use crate::storage::catalog::{Catalog, GenerationListing};
 use crate::storage::{Body, Put};
 

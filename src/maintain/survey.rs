@@ -1,0 +1,79 @@
+//! What maintenance knows of a replica: a listing, and what its objects say of themselves. Plain
+//! data.
+
+use crate::format::container::Parent;
+use crate::format::ids::{GenerationId, ObjectId, Timestamp, Txid};
+use crate::format::snapshot::Home;
+use crate::storage::Listed;
+use crate::storage::catalog::{PartListing, SegmentListing, SnapshotListing};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One replica. Keys that are not ours are not in it: nobody touches them.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// Those that have any object, if only a claim.
+    pub generations: BTreeMap<GenerationId, Surveyed>,
+}
+
+/// One generation's objects, all that are listed.
+#[derive(Clone, Debug, Default)]
+pub struct Surveyed {
+    /// The claim, if there is one.
+    pub claim: Option<Listed>,
+    /// What it says of the generation that this one goes on from; `None` also if it is damaged.
+    pub parent: Option<Parent>,
+    /// Ascending by txid, then by key.
+    pub snapshots: Vec<SurveyedSnapshot>,
+    /// Ascending by `since`, then by first page, then by key.
+    pub parts: Vec<PartListing>,
+    /// Ascending by first txid, then by level, then by key.
+    pub segments: Vec<SurveyedSegment>,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug)]
+pub struct SurveyedSnapshot {
+    /// What its key says.
+    pub listed: SnapshotListing,
+    /// What its footer and its root say; `None` if it is damaged.
+    pub inside: Option<SnapshotInside>,
+}
+
+/// What a snapshot says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInside {
+    /// As maps name it.
+    pub object_id: ObjectId,
+    /// Later versions than this one are laid over it.
+    pub since: Txid,
+    /// Database size, pages.
+    pub pages: u32,
+    /// Pages stored in this object.
+    pub stored_pages: u32,
+    /// Every other object that its map needs. It is a base only if all of them are listed.
+    pub homes: Vec<Home>,
+}
+
+/// A WAL segment.
+#[derive(Clone, Debug)]
+pub struct SurveyedSegment {
+    /// What its key says; `last` of level 0 is what its footer says, once that was read.
+    pub listed: SegmentListing,
+    /// What its footer and its timeline say; `None` if it was not read, or is damaged: then nothing
+    /// is decided that depends on it.
+    pub inside: Option<SegmentInside>,
+}
+
+/// What a segment says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentInside {
+    /// Some versions were dropped by retention.
+    pub is_thinned: bool,
+    /// Its pages lie in a snapshot.
+    pub is_mark: bool,
+    /// Its restore points, ascending.
+    pub points: Arc<[(Txid, Timestamp)]>,
+    /// Stored bytes of its page index: the sections that a reader needs before a page.
+    pub index_bytes: u64,
+}
