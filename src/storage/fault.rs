@@ -198,6 +198,10 @@ impl Store for FaultStore {
         })
     }
 
+    fn date(&self) -> Option<Timestamp> {
+        self.inner.date()
+    }
+
     async fn put(&self, key: &str, body: Body) -> Result<Put> {
         let fault = self.before(Verb::Put, key).await?;
         self.count_bytes(Verb::Put, body.length().await);

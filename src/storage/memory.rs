@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct MemoryStore {
     objects: Arc<Mutex<BTreeMap<String, Object>>>,
     clock: Clock,
+    /// The clock is no mere counter of puts.
+    tells_time: bool,
     location: String,
     /// What every key of this view begins with in the map: empty, or with `/` at the end.
     folder: String,
@@ -34,16 +36,20 @@ impl MemoryStore {
     /// An empty store, whose clock goes on by one microsecond with each put.
     pub fn new() -> Arc<Self> {
         let ticks = AtomicI64::new(0);
-        Self::with_clock(Arc::new(move || {
-            Timestamp::from_micros(ticks.fetch_add(1, Ordering::Relaxed))
-        }))
+        let clock = move || Timestamp::from_micros(ticks.fetch_add(1, Ordering::Relaxed));
+        Self::empty(Arc::new(clock), false)
     }
 
     /// An empty store with a clock of the caller's.
     pub fn with_clock(clock: Clock) -> Arc<Self> {
+        Self::empty(clock, true)
+    }
+
+    fn empty(clock: Clock, tells_time: bool) -> Arc<Self> {
         Arc::new(Self {
             objects: Arc::default(),
             clock,
+            tells_time,
             location: "memory".to_string(),
             folder: String::new(),
         })
@@ -67,9 +73,14 @@ impl Store for MemoryStore {
         Arc::new(Self {
             objects: self.objects.clone(),
             clock: self.clock.clone(),
+            tells_time: self.tells_time,
             location: format!("{}/{name}", self.location),
             folder: format!("{}{name}/", self.folder),
         })
+    }
+
+    fn date(&self) -> Option<Timestamp> {
+        self.tells_time.then(|| (self.clock)())
     }
 
     async fn put(&self, key: &str, body: Body) -> Result<Put> {
@@ -175,5 +186,8 @@ mod tests {
         let store = MemoryStore::with_clock(Arc::new(move || noon));
         store.put("a", Body::Bytes(Bytes::new())).await.unwrap();
         assert_eq!(store.list("", None).await.unwrap()[0].modified, noon);
+        assert_eq!(store.date(), Some(noon));
+        assert_eq!(store.below("app").date(), Some(noon));
+        assert_eq!(MemoryStore::new().date(), None);
     }
 }

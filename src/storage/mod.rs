@@ -89,6 +89,13 @@ pub trait Store: Send + Sync + 'static {
     /// If `name` is not one part of a key.
     fn below(&self, name: &str) -> Arc<dyn Store>;
 
+    /// The time by the clock of the store, as its last answer said, moved on by the time since;
+    /// `None` if it has no clock of its own, or has not answered yet. Asks nobody. While the
+    /// machine is suspended it may stand still.
+    fn date(&self) -> Option<Timestamp> {
+        None
+    }
+
     /// Stores an object if nothing has its key. When it returns, with either answer, the object
     /// that has the key is durable.
     ///

@@ -167,6 +167,10 @@ impl Store for RetryStore {
         Self::new(self.inner.below(name), self.settings)
     }
 
+    fn date(&self) -> Option<Timestamp> {
+        self.inner.date()
+    }
+
     async fn put(&self, key: &str, body: Body) -> Result<Put> {
         let length = body.length().await;
         let attempt = || self.inner.put(key, body.clone());

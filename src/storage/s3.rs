@@ -8,6 +8,7 @@
 
 mod answer;
 mod client;
+mod clock;
 mod delete;
 mod list;
 mod read;
@@ -20,6 +21,7 @@ use crate::format::ids::Timestamp;
 use crate::storage::retry::RetrySettings;
 use crate::storage::s3::answer::{Action, Asked};
 use crate::storage::s3::client::{Connected, connect};
+use crate::storage::s3::clock::ServerClock;
 use crate::storage::{
     Body, Listed, Put, Store, assert_part, check_folder, check_key, check_prefix,
 };
@@ -40,6 +42,7 @@ pub struct S3Store {
 struct Bucket {
     place: S3Location,
     connected: OnceCell<Connected>,
+    clock: ServerClock,
     /// How the parts of an upload are tried again.
     retries: RetrySettings,
 }
@@ -62,6 +65,7 @@ impl S3Store {
             bucket: Arc::new(Bucket {
                 place,
                 connected: OnceCell::new(),
+                clock: ServerClock::default(),
                 retries,
             }),
         })
@@ -70,7 +74,7 @@ impl S3Store {
     /// The client, made when it is first needed.
     async fn connected(&self) -> Result<&Connected> {
         let bucket = &self.bucket;
-        let connecting = || connect(&bucket.place);
+        let connecting = || connect(&bucket.place, &bucket.clock);
         bucket.connected.get_or_try_init(connecting).await
     }
 
@@ -107,6 +111,10 @@ impl Store for S3Store {
             folder: format!("{}{name}/", self.folder),
             location: format!("{}/{name}", self.location),
         })
+    }
+
+    fn date(&self) -> Option<Timestamp> {
+        self.bucket.clock.now()
     }
 
     async fn put(&self, key: &str, body: Body) -> Result<Put> {

@@ -1,7 +1,24 @@
 use crate::error::ErrorKind;
+use crate::format::ids::Timestamp;
+use crate::storage::directory::DirectoryStore;
+use crate::storage::fault::FaultStore;
 use crate::storage::memory::MemoryStore;
+use crate::storage::retry::{RetrySettings, RetryStore};
 use crate::storage::{Body, Store, refuse_foreign};
 use bytes::Bytes;
+use std::sync::Arc;
+
+#[test]
+fn a_wrapped_store_and_what_lies_below_it_have_the_date_of_the_inner_one() {
+    let noon = Timestamp::from_micros(1_795_176_000_000_000);
+    let patient = |store| RetryStore::new(FaultStore::new(store), RetrySettings::default());
+    let store = patient(MemoryStore::with_clock(Arc::new(move || noon)));
+    assert_eq!(store.date(), Some(noon));
+    assert_eq!(store.below("app").date(), Some(noon));
+    let dir = tempfile::tempdir().unwrap();
+    let without = patient(DirectoryStore::open(dir.path()).unwrap());
+    assert_eq!(without.date(), None);
+}
 
 #[track_caller]
 fn check(keys: &str, expect: Result<(), &str>) {

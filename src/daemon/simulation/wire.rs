@@ -292,6 +292,10 @@ impl Store for Wire {
         })
     }
 
+    fn date(&self) -> Option<Timestamp> {
+        self.store.date()
+    }
+
     async fn put(&self, key: &str, body: Body) -> Result<Put> {
         let bytes = match &body {
             Body::Bytes(bytes) => bytes.clone(),

@@ -180,6 +180,10 @@ impl Store for Throttling {
         self.inner.below(name)
     }
 
+    fn date(&self) -> Option<Timestamp> {
+        self.inner.date()
+    }
+
     async fn put(&self, key: &str, body: Body) -> Result<Put> {
         use std::sync::atomic::Ordering::Relaxed;
         let one_less = |left: u64| left.checked_sub(1);

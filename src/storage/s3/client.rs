@@ -6,6 +6,7 @@
 use crate::config::location::{S3Location, parse_endpoint};
 use crate::error::Result;
 use crate::storage::s3::answer::{Action, Answer, Asked, Failure, SIGNED_AT, Server};
+use crate::storage::s3::clock::ServerClock;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
@@ -51,11 +52,12 @@ pub(super) struct Connected {
     pub(super) checksums: bool,
 }
 
-/// Makes the client of a bucket. Without a request, unless the region must be looked up.
+/// Makes the client of a bucket, whose answers set a clock. Without a request, unless the region
+/// must be looked up.
 ///
 /// # Errors
 /// Those of the look-up.
-pub(super) async fn connect(place: &S3Location) -> Result<Connected> {
+pub(super) async fn connect(place: &S3Location, clock: &ServerClock) -> Result<Connected> {
     let shared = shared();
     let Environment { sdk, region } = shared.environment().await;
     let endpoint = match &place.endpoint {
@@ -66,7 +68,7 @@ pub(super) async fn connect(place: &S3Location) -> Result<Connected> {
         Some(region) => region,
         None => look_up(place, region.clone()).await?,
     };
-    Ok(client_in(place, sdk, endpoint, region))
+    Ok(client_in(place, sdk, endpoint, region, clock))
 }
 
 /// The region of a bucket, if nobody need be asked. The one that environment or profile name is
@@ -83,6 +85,7 @@ fn client_in(
     environment: &SdkConfig,
     endpoint: Option<String>,
     region: Region,
+    clock: &ServerClock,
 ) -> Connected {
     let host = match &endpoint {
         Some(url) => url
@@ -107,6 +110,7 @@ fn client_in(
     let path_style = place.force_path_style.unwrap_or(endpoint.is_some());
     let mut config = Builder::from(environment)
         .region(region)
+        .interceptor(clock.clone())
         // What we read is verified by what wrote it.
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .force_path_style(path_style);
@@ -132,7 +136,9 @@ fn client_in(
 pub(super) async fn look_up(place: &S3Location, start: Region) -> Result<Region> {
     let shared = shared();
     let sdk = &shared.environment().await.sdk;
-    let anywhere = client_in(place, sdk, place.endpoint.clone(), start.clone());
+    let endpoint = place.endpoint.clone();
+    // The store's clock is set by the request that all this is for.
+    let anywhere = client_in(place, sdk, endpoint, start.clone(), &ServerClock::default());
     let asked = Asked::new(Action::LookUp, &place.bucket, &anywhere.server);
     let request = anywhere.client.head_bucket().bucket(&place.bucket).send();
     let found = match asked.within(request).await {

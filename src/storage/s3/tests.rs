@@ -337,6 +337,35 @@ async fn a_put_tells_the_date_of_its_answer() {
 }
 
 #[tokio::test]
+async fn the_store_has_the_date_of_its_last_answer_whatever_it_was_and_time_passes_for_it() {
+    let date = |second: u64| format!("Date: Fri, 20 Nov 2026 17:45:{second} GMT\r\n");
+    let (store, _) = store("bucket", move |line| match line.split_once(' ') {
+        Some(("PUT", _)) => says("412 Precondition Failed", &date(30), ""),
+        _ if line.contains("list-type=2") => says("200 OK", &date(12), &page_body(&[], "")),
+        // Without a date.
+        _ => refuses("404 Not Found", "NoSuchKey"),
+    })
+    .await;
+    let below = store.below("replica");
+    assert_eq!((store.date(), below.date()), (None, None));
+    let start = Timestamp::parse_compact("20261120T174500.000000Z").unwrap();
+    // In seconds: what a Date is exact to.
+    let seen = || {
+        let seconds =
+            |date: Option<Timestamp>| (date.unwrap().micros() - start.micros()) / 1_000_000;
+        (seconds(store.date()), seconds(below.date()))
+    };
+    below.list("", None).await.unwrap();
+    assert_eq!(seen(), (12, 12));
+    store.put("a", Body::Bytes(Bytes::new())).await.unwrap();
+    assert_eq!(seen(), (30, 30));
+    store.get_range("a", 0, 1).await.unwrap_err();
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(20)).await;
+    assert_eq!(seen(), (50, 50));
+}
+
+#[tokio::test]
 async fn an_endpoint_that_cannot_be_is_invalid_and_not_asked_again() {
     let (store, _) = store("bucket", |_| String::new()).await;
     let mut place = store.bucket.place.clone();

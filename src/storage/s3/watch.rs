@@ -1,7 +1,7 @@
 //! What is seen of one request on its way: whether its body moves, and the date of its answer.
 
 use crate::format::ids::Timestamp;
-use crate::storage::s3::answer::http_date;
+use crate::storage::s3::clock::date_of;
 use aws_sdk_s3::config::interceptors::{
     BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextMut,
 };
@@ -84,7 +84,7 @@ impl Intercept for Watch {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        if let Some(date) = context.response().headers().get("date").and_then(http_date) {
+        if let Some(date) = date_of(context) {
             // A request has one answer.
             let _ = self.date.set(date);
         }
