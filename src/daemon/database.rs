@@ -13,7 +13,7 @@ use crate::replicate::seed::{self, Asking, Held};
 use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
 use crate::replicate::state::GenerationState;
-use crate::replicate::upload::{Status, UploadSettings, Uploader};
+use crate::replicate::upload::{Status, UploadSettings, Uploader, open_kept};
 use crate::storage::Store;
 use crate::storage::blocking::blocking;
 use futures_util::future::{join_all, select_all};
@@ -171,11 +171,14 @@ impl Database {
         store: Arc<dyn Store>,
         replica: &ReplicaSettings,
     ) -> Result<Uploader> {
+        let directory = self.folder(replica);
+        let folder = directory.clone();
         let settings = UploadSettings {
             name: replica.name.clone(),
             sync_interval: replica.sync_interval,
             take_over: self.take_over,
-            directory: self.folder(replica),
+            kept: blocking(move || open_kept(&folder)).await?,
+            directory,
         };
         let (capture, spool) = (self.capture.clone(), self.spool.clone());
         let (identity, environment) = (self.identity.clone(), self.environment.clone());

@@ -32,7 +32,8 @@ use crate::replicate::spool::Spool;
 use crate::replicate::upload::task::Task;
 use crate::replicate::writers::Fencing;
 use crate::storage::Store;
-use std::path::PathBuf;
+use crate::storage::kept::Kept;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -49,6 +50,19 @@ pub struct UploadSettings {
     pub directory: PathBuf,
     /// If another writer's generation is above ours, begin one above all.
     pub take_over: bool,
+    /// Where segments stay for a while once they are stored.
+    pub kept: Arc<Kept>,
+}
+
+/// Bytes of stored segments that stay on the local disk, for each replica.
+const KEPT_BYTES: u64 = 64 << 20;
+
+/// What stays of the segments of the replica whose state lies in `directory`. Blocking.
+///
+/// # Errors
+/// `Disk`.
+pub fn open_kept(directory: &Path) -> Result<Arc<Kept>> {
+    Kept::open(&directory.join("kept"), KEPT_BYTES).map(Arc::new)
 }
 
 /// What an uploader says of itself.

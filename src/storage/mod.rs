@@ -13,6 +13,7 @@ pub(crate) mod cover;
 pub mod directory;
 pub mod durable;
 pub mod fault;
+pub mod kept;
 pub mod memory;
 pub mod object;
 pub mod put;

@@ -16,7 +16,7 @@ use crate::replicate::seed::{self, Asking};
 use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
 use crate::replicate::state::GenerationState;
-use crate::replicate::upload::{Status, UploadSettings, Uploader};
+use crate::replicate::upload::{Status, UploadSettings, Uploader, open_kept};
 use crate::storage::Store;
 use std::collections::BTreeMap;
 use std::fs;
@@ -165,11 +165,13 @@ impl Machine {
             environment.clone(),
             Random::new(self.random.next()),
         )?);
+        let directory = self.meta.join("replica");
         let settings = UploadSettings {
             name: self.name.clone(),
             sync_interval: Duration::from_secs(1),
-            directory: self.meta.join("replica"),
             take_over: false,
+            kept: open_kept(&directory)?,
+            directory,
         };
         let source: Arc<dyn Source> = capture.clone();
         let uploader = Uploader::start(

@@ -786,6 +786,26 @@ fn a_segment_that_was_stored_before_a_kill_does_not_stay_on_the_disk() {
 }
 
 #[test]
+fn stored_segments_stay_on_the_disk_as_they_are_stored() {
+    play(|world| {
+        at_work(world)?;
+        world.kill(0);
+        world.start(0)?;
+        upload(world, 0)?;
+        upload(world, 0)?;
+        let kept = world.machines[0].files("replica/kept");
+        assert_eq!(kept.len(), 3, "{kept:?}");
+        for (name, path) in kept {
+            let bytes = std::fs::read(path).unwrap();
+            let key = name.replace('+', "/");
+            let stored = now(world.store.get_range(&key, 0, bytes.len() as u64));
+            assert_eq!(stored.unwrap(), bytes, "{name}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_spool_that_cannot_say_what_is_ours_ends_the_generation() {
     play(|world| {
         at_work(world)?;

@@ -160,7 +160,11 @@ impl Task {
         self.uploads += 1;
         self.sent.send_replace(Some(encoded.last));
         let (mut recent, pending) = (std::mem::take(&mut self.recent), self.pending.clone());
+        let kept = self.settings.kept.clone();
         self.recent = blocking(move || {
+            if let Err(e) = kept.keep(&key, &encoded.file) {
+                tracing::debug!("it will be read from the store: {e}");
+            }
             recent.keep(&pending, key, &encoded.file)?;
             Ok(recent)
         })

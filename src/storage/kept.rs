@@ -1,0 +1,361 @@
+//! Stored objects that stay on the local disk for a while, to be read instead of from the store.
+//!
+//! A directory holds one file for each: its name is the key, with `+` for each `/`. Together they
+//! have at most so many bytes; the one that was kept first goes first. To lose one costs a request,
+//! so nothing here is fsynced, and after a power loss a file may hold anything: whoever reads one
+//! checks its bytes as if they came from a store.
+
+use crate::error::{Error, Result};
+use crate::format::key::Key;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+/// A directory of kept objects. Blocking, but brief: no call waits for a disk to have written.
+#[derive(Debug)]
+pub struct Kept {
+    directory: PathBuf,
+    max_bytes: u64,
+    files: Mutex<Files>,
+}
+
+/// What lies in the directory.
+#[derive(Debug, Default)]
+struct Files {
+    /// The key and the bytes of each, in the order in which they were kept.
+    by_number: BTreeMap<u64, (String, u64)>,
+    numbers: HashMap<String, u64>,
+    next: u64,
+    bytes: u64,
+}
+
+impl Files {
+    fn insert(&mut self, key: String, bytes: u64) {
+        self.numbers.insert(key.clone(), self.next);
+        self.by_number.insert(self.next, (key, bytes));
+        self.next += 1;
+        self.bytes += bytes;
+    }
+
+    /// True if it was there.
+    fn remove(&mut self, key: &str) -> bool {
+        let number = self.numbers.remove(key);
+        let removed = number.and_then(|number| self.by_number.remove(&number));
+        self.bytes -= removed.as_ref().map_or(0, |(_, bytes)| *bytes);
+        removed.is_some()
+    }
+}
+
+impl Kept {
+    /// What an earlier run kept in `directory`, which is made (mode 0700) if it is not there. Files
+    /// in it that are none of ours are removed.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub fn open(directory: &Path, max_bytes: u64) -> Result<Self> {
+        let failed = |e| Error::disk(format!("open {}", directory.display()), e);
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory);
+        made.map_err(failed)?;
+        let mut found: Vec<(SystemTime, String, u64)> = Vec::new();
+        for entry in fs::read_dir(directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let metadata = entry.metadata().map_err(failed)?;
+            let key = entry.file_name().to_str().and_then(key_of);
+            match key.filter(|_| metadata.is_file()) {
+                Some(key) => {
+                    let modified = metadata.modified().map_err(failed)?;
+                    found.push((modified, key, metadata.len()));
+                }
+                None if metadata.is_dir() => {}
+                None => fs::remove_file(entry.path()).map_err(failed)?,
+            }
+        }
+        // About the order in which they were kept.
+        found.sort_unstable();
+        let mut files = Files::default();
+        for (_, key, bytes) in found {
+            files.insert(key, bytes);
+        }
+        let kept = Self {
+            directory: directory.to_owned(),
+            max_bytes,
+            files: Mutex::default(),
+        };
+        kept.make_room(&mut files, 0);
+        *kept.files() = files;
+        Ok(kept)
+    }
+
+    /// Keeps what `file` holds, which is complete and does not change, as the object `key`. Unless
+    /// it is larger than all that may be kept; others make room for it.
+    ///
+    /// # Errors
+    /// `Disk`; `Invalid` if `key` is none of a replica.
+    pub fn keep(&self, key: &str, file: &Path) -> Result<()> {
+        let Some(path) = self.path(key) else {
+            return Err(Error::invalid(format!("{key:?} is no key of a replica")));
+        };
+        let failed = |e| Error::disk(format!("keep {} as {}", file.display(), path.display()), e);
+        let bytes = fs::metadata(file).map_err(failed)?.len();
+        let mut files = self.files();
+        self.drop_file(&mut files, key);
+        if bytes > self.max_bytes {
+            return Ok(());
+        }
+        self.make_room(&mut files, bytes);
+        if let Err(e) = link_or_copy(file, &path) {
+            // What came of a copy; most often nothing.
+            let _ = fs::remove_file(&path);
+            return Err(failed(e));
+        }
+        files.insert(key.to_owned(), bytes);
+        Ok(())
+    }
+
+    /// The object `key`, if it is kept and has `length` bytes.
+    pub fn open_file(&self, key: &str, length: u64) -> Option<File> {
+        if !self.files().numbers.contains_key(key) {
+            return None;
+        }
+        let file = File::open(self.path(key)?).ok()?;
+        let metadata = file.metadata().ok()?;
+        (metadata.len() == length).then_some(file)
+    }
+
+    /// Keeps these no more.
+    pub fn forget<'a>(&self, keys: impl IntoIterator<Item = &'a str>) {
+        let mut files = self.files();
+        for key in keys {
+            self.drop_file(&mut files, key);
+        }
+    }
+
+    /// Keeps only those whose keys pass.
+    pub fn retain(&self, passes: impl Fn(&str) -> bool) {
+        let mut files = self.files();
+        let keys = files.numbers.keys();
+        let gone: Vec<String> = keys.filter(|key| !passes(key)).cloned().collect();
+        for key in gone {
+            self.drop_file(&mut files, &key);
+        }
+    }
+
+    /// Drops the oldest until there is room for so many bytes, which are no more than may be kept.
+    fn make_room(&self, files: &mut Files, bytes: u64) {
+        while files.bytes > self.max_bytes - bytes {
+            let (_, (oldest, _)) = files.by_number.first_key_value().expect("it has bytes");
+            self.drop_file(files, &oldest.clone());
+        }
+    }
+
+    fn drop_file(&self, files: &mut Files, key: &str) {
+        if !files.remove(key) {
+            return;
+        }
+        let path = self.path(key).expect("only such were inserted");
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::debug!("{} stays until the next start: {e}", path.display());
+            }
+            _ => {}
+        }
+    }
+
+    /// Where an object is kept; `None` if nothing has such a key.
+    fn path(&self, key: &str) -> Option<PathBuf> {
+        Key::parse(key)?;
+        Some(self.directory.join(key.replace('/', "+")))
+    }
+
+    /// What lies here. What panicked with the lock in hand is at worst a file too many.
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The key of what is kept under a name.
+fn key_of(name: &str) -> Option<String> {
+    // A key has no `+`, so there is one name for it.
+    let key = name.replace('+', "/");
+    (!name.contains('/') && Key::parse(&key).is_some()).then_some(key)
+}
+
+/// Gives a file another name, or its bytes another file where that cannot be.
+fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        // Left by a removal that failed, or put there by somebody.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(to)?;
+            fs::hard_link(from, to)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(e),
+        // Another file system, or one that has no links.
+        Err(_) => fs::copy(from, to).map(drop),
+        Ok(()) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use std::io::Read;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use tempfile::TempDir;
+
+    /// The key of the upload that begins with a txid.
+    fn key(txid: u64) -> String {
+        format!("generations/0000000a-9f3c2a7b/wal/0/{txid:016x}.wal")
+    }
+
+    struct World {
+        dir: TempDir,
+        kept: Kept,
+    }
+
+    impl World {
+        fn new(max_bytes: u64) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let kept = Kept::open(&dir.path().join("kept"), max_bytes).unwrap();
+            Self { dir, kept }
+        }
+
+        /// Keeps an upload of so many bytes, each its txid.
+        fn keep(&self, txid: u8, bytes: usize) {
+            let file = self.dir.path().join("last.wal");
+            fs::write(&file, vec![txid; bytes]).unwrap();
+            self.kept.keep(&key(txid.into()), &file).unwrap();
+            // As the uploader does: the next one is another file.
+            fs::remove_file(file).unwrap();
+        }
+
+        fn reopen(&mut self, max_bytes: u64) {
+            self.kept = Kept::open(&self.kept.directory, max_bytes).unwrap();
+        }
+
+        /// The txids of what is kept, as the files and as the memory say.
+        fn txids(&self) -> Vec<u64> {
+            let names = fs::read_dir(&self.kept.directory).unwrap();
+            let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let keys: Vec<String> = names.map(|name| key_of(&name).unwrap()).collect();
+            let txids: Vec<u64> = (1..100).filter(|txid| keys.contains(&key(*txid))).collect();
+            let files = self.kept.files();
+            let known = (1..100).filter(|txid| files.numbers.contains_key(&key(*txid)));
+            assert_eq!(known.collect::<Vec<u64>>(), txids);
+            let sizes = files.by_number.values().map(|(_, bytes)| bytes);
+            assert_eq!(files.bytes, sizes.sum::<u64>());
+            txids
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_read_again_if_it_has_its_length_also_after_a_restart() {
+        let mut world = World::new(100);
+        world.keep(2, 10);
+        for _ in 0..2 {
+            let mut bytes = Vec::new();
+            let mut file = world.kept.open_file(&key(2), 10).unwrap();
+            file.read_to_end(&mut bytes).unwrap();
+            assert_eq!(bytes, [2; 10]);
+            assert!(world.kept.open_file(&key(2), 11).is_none());
+            assert!(world.kept.open_file(&key(3), 10).is_none());
+            assert!(world.kept.open_file("..", 4096).is_none());
+            world.reopen(100);
+        }
+        let directory = fs::metadata(&world.kept.directory).unwrap();
+        assert_eq!(directory.permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_kept_file_is_the_same_file_and_takes_no_room_twice() {
+        let world = World::new(100);
+        let file = world.dir.path().join("last.wal");
+        fs::write(&file, "segment").unwrap();
+        world.kept.keep(&key(2), &file).unwrap();
+        let kept = world.kept.open_file(&key(2), 7).unwrap();
+        assert_eq!(
+            kept.metadata().unwrap().ino(),
+            fs::metadata(&file).unwrap().ino()
+        );
+        world.kept.forget([&*key(2)]);
+        assert_eq!(fs::read(&file).unwrap(), b"segment");
+    }
+
+    #[test]
+    fn the_first_ones_make_room_and_what_is_larger_than_all_is_not_kept() {
+        let mut world = World::new(30);
+        for txid in 2..=5 {
+            world.keep(txid, 10);
+        }
+        assert_eq!(world.txids(), [3, 4, 5]);
+        world.keep(3, 10);
+        world.keep(6, 15);
+        assert_eq!(world.txids(), [3, 6]);
+        world.keep(7, 31);
+        assert_eq!(world.txids(), [3, 6]);
+        world.keep(8, 30);
+        assert_eq!(world.txids(), [8]);
+        // What grew in its place is not what was kept.
+        world.keep(8, 31);
+        assert!(world.txids().is_empty());
+        world.keep(9, 10);
+        world.keep(10, 10);
+        assert_eq!(world.kept.files().bytes, 20);
+        world.reopen(15);
+        assert_eq!(world.txids().len(), 1);
+        assert_eq!(world.kept.files().bytes, 10);
+    }
+
+    #[test]
+    fn what_is_forgotten_or_not_retained_is_gone() {
+        let world = World::new(100);
+        for txid in 2..=6 {
+            world.keep(txid, 10);
+        }
+        world.kept.forget([&*key(3), &*key(9), "strange"]);
+        assert_eq!(world.txids(), [2, 4, 5, 6]);
+        world.kept.retain(|kept| kept == key(2) || kept == key(6));
+        assert_eq!(world.txids(), [2, 6]);
+    }
+
+    #[test]
+    fn files_that_are_none_of_ours_go_when_it_opens() {
+        let mut world = World::new(100);
+        world.keep(2, 10);
+        let strange = [
+            "last.wal",
+            "claim+",
+            "generations+0000000a-9f3c2a7b+wal+0+2.wal",
+        ];
+        for name in strange {
+            fs::write(world.kept.directory.join(name), "x").unwrap();
+        }
+        world.reopen(100);
+        assert_eq!(world.txids(), [2]);
+    }
+
+    #[test]
+    fn what_vanished_or_cannot_be_kept_harms_nothing() {
+        let world = World::new(100);
+        world.keep(2, 10);
+        let error = world.kept.keep(&key(2), Path::new("/absent")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disk);
+        let file = world.dir.path().join("last.wal");
+        fs::write(&file, "x").unwrap();
+        let error = world.kept.keep("../up", &file).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert_eq!(world.txids(), [2]);
+        fs::remove_dir_all(&world.kept.directory).unwrap();
+        assert!(world.kept.open_file(&key(2), 10).is_none());
+        assert!(world.kept.keep(&key(3), &file).is_err());
+        world.kept.forget([&*key(2)]);
+        assert_eq!(world.kept.files().bytes, 0);
+    }
+}
