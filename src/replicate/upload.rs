@@ -74,6 +74,8 @@ pub struct Status {
     pub durable: Option<u64>,
     /// The newest restore point that is durable, and its time.
     pub newest: Option<(Txid, Timestamp)>,
+    /// Segments stored since the start.
+    pub uploads: u64,
     /// When the oldest commit that is not durable was made, or seen here.
     pub waiting_since: Option<Timestamp>,
     /// The spool must keep what comes after this `seq`.

@@ -806,6 +806,30 @@ fn stored_segments_stay_on_the_disk_as_they_are_stored() {
 }
 
 #[test]
+fn each_stored_segment_is_counted_from_the_start_on() {
+    let uploads = |world: &World| world.machines[0].status().map(|status| status.uploads);
+    play(|world| {
+        at_work(world)?;
+        assert_eq!(uploads(world), Some(1));
+        upload(world, 0)?;
+        assert_eq!(uploads(world), Some(2));
+        world.kill(0);
+        world.start(0)?;
+        world.pass(MINUTE)?;
+        assert_eq!(uploads(world), Some(0));
+        // What waited while the store was away is sent with the next start.
+        refuse_puts(world, "/wal/");
+        upload(world, 0)?;
+        world.kill(0);
+        world.machines[0].line.heal();
+        world.start(0)?;
+        world.pass(MINUTE)?;
+        assert_eq!(uploads(world), Some(1));
+        Ok(())
+    });
+}
+
+#[test]
 fn a_spool_that_cannot_say_what_is_ours_ends_the_generation() {
     play(|world| {
         at_work(world)?;

@@ -417,6 +417,7 @@ impl Task {
             generation: state.map(|state| state.id),
             durable: self.durable,
             newest: newest.or(before.newest.filter(|_| self.durable.is_some())),
+            uploads: self.uploads,
             waiting_since: self.waiting_since,
             needs: state.map(GenerationState::sent_seq).or(before.needs),
             fencing: state.map_or(Fencing::Unknown, |state| state.fencing),
