@@ -17,7 +17,7 @@ use crate::format::segment::TimelineEntry;
 use crate::format::snapshot::MapRoot;
 use crate::materialize::cache::ObjectNumber;
 use crate::materialize::plan::{self, Base, Break, Line, Plan, Reach, Shape, Unplanned, Why};
-use crate::storage::cover::{Span, cover};
+use crate::storage::cover::{Piece, Span, cover};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -105,6 +105,20 @@ pub(crate) struct Segment {
     pub(crate) marks: Box<[Txid]>,
 }
 
+impl Segment {
+    /// True if transactions of its range are not in its timeline. Then it keeps of each page only
+    /// the versions that those which are see, or its last one.
+    pub(crate) fn is_thinned(&self) -> bool {
+        (self.points.len() as u64).checked_sub(1) != Some(self.last.get() - self.first.get())
+    }
+
+    /// True if it keeps all versions in its range that the moment of this transaction sees.
+    pub(crate) fn serves(&self, txid: Txid) -> bool {
+        let is_outside = txid < self.first || txid >= self.last;
+        is_outside || self.points.binary_search_by_key(&txid, |p| p.txid).is_ok()
+    }
+}
+
 /// A snapshot whose footer and map root were read.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
@@ -143,8 +157,11 @@ impl Snapshot {
 pub(crate) enum Damaged {
     Claim,
     Snapshot(Txid),
-    /// With the first transaction that its key names.
-    Segment(Txid),
+    /// With the transactions that its key names; `last` is beyond all where the key has none.
+    Segment {
+        first: Txid,
+        last: Txid,
+    },
 }
 
 /// An object that is listed and cannot be used.
@@ -161,10 +178,17 @@ impl Damage {
         Error::new(self.kind, self.sentence.clone())
     }
 
-    fn segment(&self) -> Option<Txid> {
+    fn segment(&self) -> Option<(Txid, Txid)> {
         match self.what {
-            Damaged::Segment(first) => Some(first),
+            Damaged::Segment { first, last } => Some((first, last)),
             Damaged::Claim | Damaged::Snapshot(_) => None,
+        }
+    }
+
+    fn snapshot(&self) -> Option<Txid> {
+        match self.what {
+            Damaged::Snapshot(txid) => Some(txid),
+            Damaged::Claim | Damaged::Segment { .. } => None,
         }
     }
 }
@@ -288,6 +312,7 @@ impl History {
         shape.marks.sort_unstable();
         shape.unreadable = damage.iter().filter_map(|found| found.segment()).collect();
         shape.unreadable.sort_unstable();
+        shape.unreadable_snapshots = damage.iter().filter_map(|found| found.snapshot()).collect();
         let reach = plan::reach(&shape);
         let chunks = chunks(&snapshots, &segments, &shape, &reach);
         Self {
@@ -405,10 +430,7 @@ impl History {
             .plan(&self.shape, txid)
             .map_err(|unplanned| self.unplanned(txid, unplanned))?;
         if self.point(txid).is_none() {
-            let id = self.id;
-            return Err(Error::not_found(format!(
-                "generation {id} keeps no restore point at txid {txid}: retention thinned it out"
-            )));
+            return Err(self.removed(txid));
         }
         let interior = self.snapshots[..=base]
             .iter()
@@ -437,6 +459,7 @@ impl History {
     pub(crate) fn unplanned(&self, txid: Txid, unplanned: Unplanned) -> Error {
         let id = self.id;
         match unplanned {
+            Unplanned::Broken(found) if found.is_gap() => self.removed(txid),
             Unplanned::Broken(found) => self.broken(&found),
             Unplanned::After(last) => Error::not_found(format!(
                 "generation {id} has no txid {txid}: its last one is {last}"
@@ -461,9 +484,18 @@ impl History {
         }
     }
 
-    /// What the moment of a txid cannot be opened for, if it lies in a break.
+    fn removed(&self, txid: Txid) -> Error {
+        let id = self.id;
+        Error::not_found(format!(
+            "generation {id} keeps no restore point at txid {txid}: retention removed it"
+        ))
+    }
+
+    /// What the moment of a txid cannot be opened for, if it lies in a break that retention did not
+    /// leave.
     pub(crate) fn broken_at(&self, txid: Txid) -> Option<Error> {
-        self.reach.break_at(txid).map(|found| self.broken(found))
+        let found = self.reach.break_at(txid).filter(|found| !found.is_gap());
+        found.map(|found| self.broken(found))
     }
 
     /// What keeps a snapshot from being a base.
@@ -490,9 +522,10 @@ impl History {
         let Why::Missing(missing) = found.why else {
             return None;
         };
+        let holds = |(first, last): (Txid, Txid)| first <= missing && missing <= last;
         self.damage
             .iter()
-            .find(|damage| damage.segment() == Some(missing))
+            .find(|damage| damage.segment().is_some_and(holds))
     }
 
     fn broken(&self, found: &Break) -> Error {
@@ -501,7 +534,7 @@ impl History {
         }
         let id = self.id;
         match found.why {
-            Why::Missing(txid) => Error::corrupt(format!(
+            Why::Missing(txid) | Why::Removed(txid) => Error::corrupt(format!(
                 "generation {id}: txid {txid} is missing: no segment in the listing holds it"
             )),
             Why::SnapshotMissing(txid) => {
@@ -542,7 +575,8 @@ impl Line for Arc<History> {
     fn at(&self, time: Timestamp, limit: Option<Txid>) -> Result<Option<RestorePoint>> {
         if self.chunks.is_empty() {
             let damage = self.damaged_snapshot(|_| true).map(Damage::error);
-            let broken = || self.reach.breaks.first().map(|found| self.broken(found));
+            let mut breaks = self.reach.breaks.iter().filter(|found| !found.is_gap());
+            let broken = || breaks.next().map(|found| self.broken(found));
             return damage.or_else(broken).map_or(Ok(None), Err);
         }
         let is_after = |p: &Point| p.time > time || limit.is_some_and(|limit| p.txid > limit);
@@ -555,6 +589,10 @@ impl Line for Arc<History> {
         let Some(found) = within.and_then(|points| points.last()).or(before) else {
             return Ok(None);
         };
+        if found.time == time {
+            // Times ascend: what comes after it is later, whether it is known or not.
+            return Ok(Some(self.restore_point(found)));
+        }
         // A break between this point and the next known one may hold a later one.
         let next = self.after(found.txid).map(|next| next.txid);
         let through = [limit, next].into_iter().flatten().min();
@@ -596,7 +634,10 @@ fn misfit(
     for piece in &shape.pieces {
         let segment = &segments[piece.index];
         let wrong = |what: String| Damage {
-            what: Damaged::Segment(segment.first),
+            what: Damaged::Segment {
+                first: segment.first,
+                last: segment.last,
+            },
             kind: ErrorKind::Corrupt,
             sentence: format!("{}: {what}", segment.object.key),
         };
@@ -635,20 +676,60 @@ fn chunks(
 ) -> Vec<Chunk> {
     let mut chunks = Vec::new();
     for stretch in &reach.stretches {
+        let base = &snapshots[stretch.base];
+        let start = shape.pieces.partition_point(|p| p.to <= base.since);
+        let end = shape.pieces.partition_point(|p| p.from <= stretch.last);
+        let pieces = &shape.pieces[start..end.max(start)];
+        let (below, _) = pieces.split_at(pieces.partition_point(|p| p.from <= stretch.first));
+        let mut below_first = Sieve::default();
+        for piece in below {
+            below_first.pass(&segments[piece.index], piece);
+        }
         // A snapshot carries its own entry: no segment needs to hold it.
-        let own: Arc<[Point]> = Arc::new([snapshots[stretch.base].point]);
-        chunks.extend(Chunk::new(&own, 0..1));
-        let start = shape.pieces.partition_point(|p| p.to <= stretch.first);
-        for piece in &shape.pieces[start..] {
-            if piece.from > stretch.last {
-                break;
-            }
-            let points = &segments[piece.index].points;
+        if below_first.lets_through(stretch.first) {
+            let own: Arc<[Point]> = Arc::new([base.point]);
+            chunks.extend(Chunk::new(&own, 0..1));
+        }
+        let mut sieve = Sieve::default();
+        for piece in pieces {
+            let segment = &segments[piece.index];
+            sieve.pass(segment, piece);
+            let points = &segment.points;
             let after = piece.from.max(stretch.first.next());
             let start = points.partition_point(|point| point.txid < after);
             let end = points.partition_point(|p| p.txid <= piece.to.min(stretch.last));
-            chunks.extend(Chunk::new(points, start..end.max(start)));
+            chunks.extend(sieve.chunk(points, start..end.max(start)));
         }
     }
     chunks
+}
+
+/// The thinned segments that a plan passes through. A moment that one of them, cut short by a
+/// segment that readers prefer, does not serve is no restore point, whoever else lists it.
+#[derive(Default)]
+struct Sieve<'a>(Vec<&'a Segment>);
+
+impl<'a> Sieve<'a> {
+    /// Goes on to a piece.
+    fn pass(&mut self, segment: &'a Segment, piece: &Piece) {
+        self.0.retain(|before| before.last >= piece.from);
+        if segment.is_thinned() && !self.0.iter().any(|other| std::ptr::eq(*other, segment)) {
+            self.0.push(segment);
+        }
+    }
+
+    fn lets_through(&self, txid: Txid) -> bool {
+        self.0.iter().all(|segment| segment.serves(txid))
+    }
+
+    /// What it lets through of some points.
+    fn chunk(&self, points: &Arc<[Point]>, range: Range<usize>) -> Option<Chunk> {
+        let within = &points[range.clone()];
+        if within.iter().all(|point| self.lets_through(point.txid)) {
+            return Chunk::new(points, range);
+        }
+        let through = within.iter().filter(|point| self.lets_through(point.txid));
+        let through: Arc<[Point]> = through.copied().collect();
+        Chunk::new(&through, 0..through.len())
+    }
 }

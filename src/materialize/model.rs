@@ -96,7 +96,6 @@ pub(crate) struct Writer {
     pub(crate) id: GenerationId,
     pub(crate) parent: Option<Parent>,
     page_size: PageSize,
-    claim: ObjectHash,
     /// By txid, from 1.
     pub(crate) commits: BTreeMap<u64, Commit>,
     uploaded: u64,
@@ -105,6 +104,8 @@ pub(crate) struct Writer {
     homes: HashMap<ObjectId, Home>,
     /// Transactions that retention dropped.
     thinned: BTreeSet<u64>,
+    /// What the upload that begins after each of these transactions goes on from.
+    chain: BTreeMap<u64, ObjectHash>,
 }
 
 fn scratch() -> std::io::Result<Box<dyn crate::format::container::ScratchFile>> {
@@ -187,13 +188,13 @@ impl Writer {
             id: claim.generation,
             parent,
             page_size,
-            claim: claim.hash(),
             commits: BTreeMap::from([(1, first)]),
             uploaded: 1,
             segments: Vec::new(),
             snapshots: Vec::new(),
             homes: HashMap::new(),
             thinned: BTreeSet::new(),
+            chain: BTreeMap::from([(1, claim.hash())]),
         };
         writer.put(ObjectKey::Claim, claim.encode()).await;
         writer
@@ -305,8 +306,7 @@ impl Writer {
     async fn upload_through(&mut self, last: u64, snapshot: Option<&str>) {
         let first = self.uploaded + 1;
         let all: BTreeSet<u64> = (first..=last).collect();
-        let hands_on = self.segments.iter().find(|s| s.last + 1 == first);
-        let previous = hands_on.map_or(self.claim, |before| before.hands_on);
+        let previous = self.chain[&self.uploaded];
         let header = Header {
             previous,
             ..self.header(Kind::Segment, first, last)
@@ -337,6 +337,7 @@ impl Writer {
             hint: Some(Predecessor::new(key.clone(), &stored.footer, index)),
             key,
         });
+        self.chain.insert(last, written.hash);
         self.uploaded = last;
     }
 
@@ -368,19 +369,16 @@ impl Writer {
         for ((page, at), bytes) in versions {
             writer.push(pgno(page), txid(at), bytes).unwrap();
         }
-        let timeline: Vec<_> = kept.iter().map(|&at| self.entry(at)).collect();
+        let before = [first - 1].into_iter().chain(kept.iter().copied());
+        let pairs = before.zip(kept);
+        let timeline: Vec<_> = pairs.map(|(before, &at)| self.entry(before, at)).collect();
         let (out, written) = writer.finish(header, &timeline, hints, snapshot).unwrap();
         (out.into_inner(), written)
     }
 
-    fn entry(&self, at: u64) -> TimelineEntry {
+    fn entry(&self, before: u64, at: u64) -> TimelineEntry {
         let commit = &self.commits[&at];
-        let before = self.commits.range(..at).rev();
-        let before = before
-            .map(|(&t, _)| t)
-            .find(|t| !self.thinned.contains(t))
-            .unwrap_or(at);
-        let since = self.commits.range((before + 1).min(at)..=at);
+        let since = self.commits.range(before + 1..=at);
         TimelineEntry {
             txid: txid(at),
             time: commit.time,
@@ -551,7 +549,7 @@ impl Writer {
             leaves: &sources,
         };
         let (out, written) = writer
-            .finish(header, &map, self.entry(at), interior)
+            .finish(header, &map, self.entry(at - 1, at), interior)
             .unwrap();
         let key = ObjectKey::Snapshot {
             txid: header.last,
@@ -621,7 +619,8 @@ impl Writer {
         if thin {
             let at_snapshot: HashSet<u64> = self.snapshots.iter().map(|s| s.txid).collect();
             for at in range.clone() {
-                let stays = at_snapshot.contains(&at) || self.commits[&at].in_snapshot;
+                let is_marked = self.commits[&at].in_snapshot;
+                let stays = at == last.last || at_snapshot.contains(&at) || is_marked;
                 if !stays && self.random.percent(50) {
                     self.thinned.insert(at);
                 }
@@ -658,6 +657,38 @@ impl Writer {
             hint: None,
         });
         self.segments.sort_by_key(|segment| segment.first);
+    }
+
+    /// Puts a thinned segment over whatever is there, as another writer's retention could. Returns
+    /// what it dropped.
+    pub(crate) async fn overlap(&mut self) -> BTreeSet<u64> {
+        let ends: Vec<u64> = self.chain.keys().copied().collect();
+        let from = self.random.below(ends.len() as u64) as usize;
+        let to = from + self.random.below((ends.len() - from).min(6) as u64) as usize;
+        if from == to {
+            return BTreeSet::new();
+        }
+        let (first, last) = (ends[from] + 1, ends[to]);
+        let all: BTreeSet<u64> = (first..=last).collect();
+        let mut kept = all.clone();
+        kept.retain(|at| *at == last || self.commits[at].in_snapshot || self.random.percent(50));
+        let header = Header {
+            level: 1 + self.random.below(4) as u8,
+            thinned: kept.len() < all.len(),
+            previous: self.chain[&(first - 1)],
+            last_input: self.chain[&last],
+            ..self.header(Kind::Segment, first, last)
+        };
+        let (bytes, written) = self.segment(&header, &kept, &[], None);
+        let key = ObjectKey::Merged {
+            level: header.level,
+            first: header.first,
+            last: header.last,
+            time: self.commits[&last].time,
+            hash8: written.hash.hash8(),
+        };
+        self.put(key, bytes).await;
+        &all - &kept
     }
 
     /// The longest run of segments of a level between two snapshots.

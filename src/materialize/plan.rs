@@ -32,8 +32,10 @@ pub(crate) struct Shape {
     pub(crate) pieces: Vec<Piece>,
     /// Transactions whose pages lie in a snapshot and in no segment, ascending.
     pub(crate) marks: Vec<Txid>,
-    /// The first transactions of segments that are listed and cannot be read, ascending.
-    pub(crate) unreadable: Vec<Txid>,
+    /// The first and last transactions of segments that are listed and cannot be read, ascending.
+    pub(crate) unreadable: Vec<(Txid, Txid)>,
+    /// The transactions of snapshots that are listed and cannot be read.
+    pub(crate) unreadable_snapshots: Vec<Txid>,
 }
 
 /// Transactions that can be opened from one snapshot.
@@ -52,6 +54,9 @@ pub(crate) enum Why {
     Missing(Txid),
     /// The pages of this one lie in a snapshot that is not there.
     SnapshotMissing(Txid),
+    /// Nothing is listed of this one, nor of all up to the next complete snapshot: that is what
+    /// retention leaves.
+    Removed(Txid),
 }
 
 /// Transactions that are known and cannot be opened.
@@ -61,6 +66,13 @@ pub(crate) struct Break {
     /// None: up to the end of the generation.
     pub(crate) to: Option<Txid>,
     pub(crate) why: Why,
+}
+
+impl Break {
+    /// True if retention left it: then it is no damage.
+    pub(crate) fn is_gap(&self) -> bool {
+        matches!(self.why, Why::Removed(_))
+    }
 }
 
 /// What can be opened, and what cannot.
@@ -104,6 +116,12 @@ pub(crate) fn reach(shape: &Shape) -> Reach {
             None => shape.known_through() > last,
         };
         if is_known {
+            let why = match (why, limit) {
+                (Why::Missing(txid), Some(limit)) if !shape.shows(txid, limit) => {
+                    Why::Removed(txid)
+                }
+                _ => why,
+            };
             reach.breaks.push(Break {
                 from,
                 to: limit,
@@ -139,8 +157,20 @@ impl Shape {
     /// The last transaction of which anything is known, 1 if none is.
     fn known_through(&self) -> Txid {
         let covered = self.pieces.last().map(|piece| piece.to);
-        let unreadable = self.unreadable.last().copied();
+        let unreadable = self.unreadable.last().map(|&(first, _)| first);
         covered.max(unreadable).unwrap_or(Txid::FIRST)
+    }
+
+    /// True if anything is listed that holds one of these transactions, or should.
+    fn shows(&self, from: Txid, to: Txid) -> bool {
+        let within = |txid: Txid| from <= txid && txid <= to;
+        let overlaps = |first: Txid, last: Txid| first <= to && from <= last;
+        let start = self.pieces.partition_point(|piece| piece.to < from);
+        let mut snapshots = self.snapshots.iter();
+        self.pieces.get(start).is_some_and(|piece| piece.from <= to)
+            || self.unreadable.iter().any(|&(f, l)| overlaps(f, l))
+            || self.unreadable_snapshots.iter().any(|&txid| within(txid))
+            || snapshots.any(|base| !base.is_complete && within(base.txid))
     }
 }
 
@@ -196,13 +226,13 @@ impl Reach {
         found.to.is_none_or(|to| txid <= to).then_some(found)
     }
 
-    /// The first break that begins after `after`, up to `through`.
+    /// The first break that begins after `after`, up to `through`, and is none that retention left.
     pub(crate) fn break_between(&self, after: Txid, through: Option<Txid>) -> Option<&Break> {
-        let index = self.breaks.partition_point(|b| b.from <= after);
-        let found = self.breaks.get(index)?;
-        through
-            .is_none_or(|through| found.from <= through)
-            .then_some(found)
+        let start = self.breaks.partition_point(|b| b.from <= after);
+        self.breaks[start..]
+            .iter()
+            .take_while(|b| through.is_none_or(|through| b.from <= through))
+            .find(|b| !b.is_gap())
     }
 }
 

@@ -285,7 +285,7 @@ impl Loader {
         let (id, what, object) = match job {
             Job::Claim(id, object) => (id, Damaged::Claim, object),
             Job::Snapshot(id, listed, object) => (id, Damaged::Snapshot(listed.txid), object),
-            Job::Segment(id, listed, object) => (id, Damaged::Segment(listed.first), object),
+            Job::Segment(id, listed, object) => (id, damaged(&listed), object),
         };
         match result {
             Ok(Loaded::Claim(claim)) => {
@@ -479,6 +479,11 @@ fn span(segment: &SegmentListing) -> Span {
         // The newest segment of level 0 goes on until its footer says otherwise.
         last: segment.last.or(Txid::new(u64::MAX)).expect("it is not 0"),
     }
+}
+
+fn damaged(listed: &SegmentListing) -> Damaged {
+    let Span { first, last, .. } = span(listed);
+    Damaged::Segment { first, last }
 }
 
 async fn read_claim(fetcher: &Fetcher, id: GenerationId, object: &Arc<Object>) -> Result<Loaded> {

@@ -10,7 +10,7 @@ use crate::format::moment::Moment;
 use crate::format::snapshot::LeafRef;
 use crate::materialize::cache::{BlockCache, ObjectNumber, Piece, Slots, locked};
 use crate::materialize::fetch::Fetcher;
-use crate::materialize::history::{History, Laid, Needed, Object, Point, Snapshot};
+use crate::materialize::history::{History, Laid, Needed, Object, Point, Segment, Snapshot};
 use crate::materialize::overlay::{Layer, Overlay, Shrink};
 use crate::materialize::pages::{Database, Layout};
 use crate::materialize::plan::{self, Line};
@@ -62,6 +62,8 @@ struct Built {
     through: Txid,
     /// The entry before the next one: what a shrink is measured against.
     last: (Txid, u32),
+    /// The thinned segments in it: it holds for the moments that they serve.
+    thinned: Vec<Arc<Segment>>,
 }
 
 /// What to list.
@@ -391,7 +393,7 @@ impl Replica {
     /// The overlay of a snapshot, made as far as a moment needs it.
     async fn overlay(&self, history: &History, txid: Txid, needed: &Needed) -> Result<Arc<Layers>> {
         let key = needed.base.object.number;
-        let ready = |built: &Built| built.through >= txid && !built.is_stale();
+        let ready = |built: &Built| built.through >= txid && built.serves(txid);
         let kept = || locked(&self.overlays).get(&key).cloned();
         if let Some(built) = kept().filter(ready) {
             return Ok(built.overlay);
@@ -399,7 +401,7 @@ impl Replica {
         let _building = self.building.lock().await;
         let mut built = match kept() {
             Some(built) if ready(&built) => return Ok(built.overlay),
-            Some(built) if !built.is_stale() => built,
+            Some(built) if built.serves(txid) => built,
             _ => Built::new(&needed.base),
         };
         loop {
@@ -436,10 +438,13 @@ impl Replica {
                 shrinks,
             });
         }
+        let thinned = pieces.iter().map(|piece| &piece.segment);
+        let thinned = thinned.filter(|segment| segment.is_thinned());
         Ok(Built {
             overlay: Arc::new(built.overlay.extended(layers)),
             through: pieces.last().map_or(built.through, |piece| piece.to),
             last,
+            thinned: [built.thinned, thinned.cloned().collect()].concat(),
         })
     }
 
@@ -529,12 +534,16 @@ impl Built {
             overlay: Arc::default(),
             through: base.since,
             last: (base.since, pages),
+            thinned: Vec::new(),
         }
     }
 
-    /// True if objects that it names are gone, so that reads through it may fail.
-    fn is_stale(&self) -> bool {
-        self.overlay.objects().iter().any(|object| object.is_gone())
+    /// True if a moment may be read through it, or through what it grows to: no object that it
+    /// names is gone, and it holds all that the moment sees.
+    fn serves(&self, txid: Txid) -> bool {
+        let mut objects = self.overlay.objects().iter();
+        let is_whole = objects.all(|object| !object.is_gone());
+        is_whole && self.thinned.iter().all(|segment| segment.serves(txid))
     }
 }
 
@@ -544,12 +553,21 @@ fn shrinks_in(piece: &Laid, last: &mut (Txid, u32)) -> Vec<Shrink> {
     let start = points.partition_point(|point| point.txid < piece.from);
     let end = points.partition_point(|point| point.txid <= piece.to);
     let mut shrinks = Vec::new();
+    // What its own segment counts from.
+    let before = start.checked_sub(1).map(|index| points[index].txid);
+    let mut counts_from = before.map_or(piece.segment.first, |before| before.next());
     for point in &points[start..end.max(start)] {
-        if point.min_pages < last.1 {
+        // A size from before the piece says nothing of what another segment has up to there.
+        let min_pages = match counts_from < piece.from {
+            true => point.pages,
+            false => point.min_pages,
+        };
+        counts_from = point.txid.next();
+        if min_pages < last.1 {
             shrinks.push(Shrink {
                 after: last.0,
                 txid: point.txid,
-                min_pages: point.min_pages,
+                min_pages,
             });
         }
         *last = (point.txid, point.pages);

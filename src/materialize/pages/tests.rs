@@ -6,6 +6,7 @@ use crate::materialize::replica::PointsQuery;
 use crate::storage::fault::{Fault, FaultStore, Verb, nth};
 use crate::storage::memory::MemoryStore;
 use crate::storage::{Body, Store};
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 const CACHE: u64 = 64 << 20;
@@ -61,6 +62,46 @@ async fn every_restore_point_reads_as_it_was() {
     assert!(levels[..3].iter().all(|&count| count > 30), "{levels:?}");
     assert!(exact.iter().all(|&count| count > 10), "{exact:?}");
     assert!(thinned > 30, "{thinned}");
+}
+
+#[tokio::test]
+async fn whatever_overlaps_no_point_is_listed_that_reads_as_another_one() {
+    let mut hidden = 0;
+    for seed in 100..160 {
+        let store: Arc<dyn Store> = MemoryStore::new();
+        let mut writer = Writer::new(Arc::clone(&store), seed, 1, 512, 20).await;
+        if writer.random.percent(50) {
+            writer.fuzzy_snapshot(false).await;
+        } else {
+            writer.exact_snapshot(false).await;
+        }
+        let mut dropped = BTreeSet::new();
+        for _ in 0..25 {
+            writer.step().await;
+            if writer.random.percent(20) {
+                dropped.extend(writer.overlap().await);
+            }
+        }
+        let replica = open_replica(&store, CACHE).await;
+        assert!(replica.troubles().is_empty(), "seed {seed}");
+        let listed = replica.points(&PointsQuery::default());
+        for point in &listed {
+            let database = replica.open(point).await.unwrap();
+            let read = read_all(&database, &mut Random::new(seed)).await.unwrap();
+            assert!(read == image(&writer, point), "seed {seed}: {point:?}");
+        }
+        for point in writer.points() {
+            let is_listed = listed.contains(&point);
+            hidden += usize::from(!is_listed);
+            let may_be_hidden = dropped.contains(&point.txid.get());
+            assert!(is_listed || may_be_hidden, "seed {seed}: {point:?}");
+            let asked = Moment::Txid(Some(writer.id), point.txid);
+            let kind = replica.resolve(asked).map_err(|e| e.kind());
+            let expected = is_listed.then_some(point).ok_or(ErrorKind::NotFound);
+            assert_eq!(kind, expected, "seed {seed}: {point:?}");
+        }
+    }
+    assert!(hidden > 100, "{hidden}");
 }
 
 #[tokio::test]
@@ -253,6 +294,52 @@ async fn a_segment_lost_in_the_middle_is_named_by_its_txid() {
     let read = read_all(&database, &mut Random::new(1)).await.unwrap();
     assert!(read == image(&writer, &before));
     assert_eq!(replica.troubles().len(), 1);
+}
+
+#[tokio::test]
+async fn what_retention_removed_is_silent_and_a_time_in_it_means_the_point_before() {
+    let store: Arc<dyn Store> = MemoryStore::new();
+    let mut writer = Writer::new(Arc::clone(&store), 6, 1, 512, 8).await;
+    writer.exact_snapshot(false).await;
+    for _ in 0..6 {
+        writer.commit();
+        writer.upload().await;
+    }
+    writer.later_snapshot().await;
+    writer.commit();
+    writer.upload().await;
+    let points = writer.points();
+    let upload = |txid: u64| format!("generations/00000001-feed0001/wal/0/{txid:016x}.wal");
+    let damaged = changed(&store, &upload(4), |_| Some(vec![0; 100])).await;
+    for txid in [5, 6, 7] {
+        store.delete(&[upload(txid)]).await.unwrap();
+        damaged.delete(&[upload(txid)]).await.unwrap();
+    }
+    let said = |replica: &Arc<Replica>, moment| match replica.resolve(moment) {
+        Ok(point) => format!("{:x}", point.txid.get()),
+        Err(error) => format!("{:?}", error.kind()),
+    };
+    let at = |index: usize| Moment::At(points[index].time);
+    let numbered = |index: usize| Moment::Txid(None, points[index].txid);
+    let replica = open_replica(&store, CACHE).await;
+    assert!(replica.troubles().is_empty());
+    let times: Vec<String> = (0..8).map(|index| said(&replica, at(index))).collect();
+    assert_eq!(times, ["1", "2", "3", "4", "4", "4", "7", "8"]);
+    let txids: Vec<String> = (3..8)
+        .map(|index| said(&replica, numbered(index)))
+        .collect();
+    assert_eq!(txids, ["4", "NotFound", "NotFound", "7", "8"]);
+    // What is listed and cannot be read is damage, and may hold what is asked for.
+    let replica = open_replica(&damaged, CACHE).await;
+    let times: Vec<String> = (1..8).map(|index| said(&replica, at(index))).collect();
+    let corrupt = "Corrupt";
+    assert_eq!(times, ["2", "3", corrupt, corrupt, corrupt, "7", "8"]);
+    // Behind the last snapshot a gap is one that nothing explains.
+    writer.commit();
+    writer.upload().await;
+    store.delete(&[upload(8)]).await.unwrap();
+    let replica = open_replica(&store, CACHE).await;
+    assert_eq!(said(&replica, Moment::Latest), corrupt);
 }
 
 #[tokio::test]

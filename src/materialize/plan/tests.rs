@@ -6,7 +6,7 @@ fn txid(number: u64) -> Txid {
 }
 
 /// A generation as words: `snap@10` (`/1` after it: since 1; `!`: incomplete), `seg@11-15`
-/// (`seg2@..`: level 2), `mark@12`, `bad@16`.
+/// (`seg2@..`: level 2), `mark@12`, `bad@16-20`, `badsnap@16`.
 fn shape(words: &str) -> (Shape, Vec<String>) {
     let mut shape = Shape::default();
     let mut segments: Vec<(Span, String)> = Vec::new();
@@ -23,7 +23,11 @@ fn shape(words: &str) -> (Shape, Vec<String>) {
                 });
             }
             "mark" => shape.marks.push(number(place)),
-            "bad" => shape.unreadable.push(number(place)),
+            "bad" => {
+                let (first, last) = place.split_once('-').unwrap();
+                shape.unreadable.push((number(first), number(last)));
+            }
+            "badsnap" => shape.unreadable_snapshots.push(number(place)),
             _ => {
                 let (first, last) = place.split_once('-').unwrap();
                 let span = Span {
@@ -44,6 +48,7 @@ fn why(why: Why) -> String {
     match why {
         Why::Missing(txid) => format!("txid {} is missing", txid.get()),
         Why::SnapshotMissing(txid) => format!("the snapshot at {} is missing", txid.get()),
+        Why::Removed(txid) => format!("txid {} was removed", txid.get()),
     }
 }
 
@@ -58,6 +63,7 @@ fn check(objects: &str, point: u64, expect: &str) {
             }
             format!("{said} to {point}")
         }
+        Err(Unplanned::Broken(found)) if found.is_gap() => format!("gone: {}", why(found.why)),
         Err(Unplanned::Broken(found)) => format!("corrupt: {}", why(found.why)),
         Err(Unplanned::Before(Some(first))) => format!("before {}", first.get()),
         Err(Unplanned::Before(None)) => "nothing".to_owned(),
@@ -81,8 +87,62 @@ fn a_gap_is_an_error_and_names_the_missing_txid() {
     check("snap@1 seg@2-5 seg@7-9", 8, "corrupt: txid 6 is missing");
     check("snap@1 seg@2-5 seg@7-9", 5, "snap@1 seg@2-5 to 5");
     check("snap@1 seg@2-5 seg@7-9 snap@9", 9, "snap@9 to 9");
-    check("snap@1 seg@2-5 snap@9", 7, "corrupt: txid 6 is missing");
-    check("snap@1 seg@2-5 bad@6", 6, "corrupt: txid 6 is missing");
+    check("snap@1 seg@2-5 bad@6-9", 6, "corrupt: txid 6 is missing");
+}
+
+#[test]
+fn a_gap_of_which_nothing_is_listed_before_a_later_snapshot_is_what_retention_leaves() {
+    check("snap@1 seg@2-5 snap@9", 5, "snap@1 seg@2-5 to 5");
+    check("snap@1 seg@2-5 snap@9", 7, "gone: txid 6 was removed");
+    check("snap@1 snap@5 snap@9", 3, "gone: txid 2 was removed");
+    check("snap@7/1 snap@9", 8, "gone: txid 2 was removed");
+    check("snap@7/1 seg@8-9 snap@9", 8, "corrupt: txid 2 is missing");
+    check(
+        "snap@1 seg@2-5 seg@7-8 snap@9",
+        7,
+        "corrupt: txid 6 is missing",
+    );
+    check(
+        "snap@1 seg@2-5 seg@7-8 snap@9",
+        6,
+        "corrupt: txid 6 is missing",
+    );
+    check(
+        "snap@1 seg@2-5 snap@9 seg@9-12",
+        7,
+        "gone: txid 6 was removed",
+    );
+    check(
+        "snap@1 seg@2-5 bad@4-7 snap@9",
+        8,
+        "corrupt: txid 6 is missing",
+    );
+    check(
+        "snap@1 seg@2-5 badsnap@7 snap@9",
+        8,
+        "corrupt: txid 6 is missing",
+    );
+    check(
+        "snap@1 seg@2-5 snap@7! snap@9",
+        8,
+        "corrupt: txid 6 is missing",
+    );
+    check("snap@5 seg@6-9", 3, "before 5");
+    check("seg@2-4 snap@5 seg@6-9", 3, "before 5");
+}
+
+#[test]
+fn only_what_retention_did_not_leave_stands_between_a_point_and_the_next() {
+    let (shape, _) = shape("snap@1 seg@2-5 snap@9/8 seg@12-13 snap@20");
+    let reach = reach(&shape);
+    let between = |after, through: Option<u64>| {
+        let found = reach.break_between(txid(after), through.map(txid));
+        found.map(|found| why(found.why))
+    };
+    assert_eq!(between(5, Some(8)), None);
+    assert_eq!(between(5, Some(20)), Some("txid 9 is missing".to_owned()));
+    assert_eq!(between(5, None), Some("txid 9 is missing".to_owned()));
+    assert_eq!(between(9, Some(20)), None);
 }
 
 #[test]
