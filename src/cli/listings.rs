@@ -46,12 +46,14 @@ pub(crate) async fn generations(args: Listing, config: &Config) -> Result<()> {
 }
 
 pub(crate) async fn snapshots(args: Listing, config: &Config) -> Result<()> {
-    const COLUMNS: [Column; 7] = [
+    const COLUMNS: [Column; 9] = [
         ("GENERATION", Align::Left),
         ("TXID", Align::Left),
         ("TIME", Align::Left),
         ("PAGES", Align::Right),
+        ("STORED", Align::Right),
         ("BYTES", Align::Right),
+        ("RATIO", Align::Right),
         ("EXACT", Align::Left),
         ("COMPLETE", Align::Left),
     ];
@@ -63,7 +65,9 @@ pub(crate) async fn snapshots(args: Listing, config: &Config) -> Result<()> {
             json!(snapshot.txid),
             json!(snapshot.time.to_string()),
             json!(snapshot.pages),
+            json!(snapshot.stored),
             json!(snapshot.bytes),
+            ratio(snapshot.raw_bytes, snapshot.bytes),
             json!(snapshot.is_exact),
             json!(snapshot.is_complete),
         ]);
@@ -73,13 +77,17 @@ pub(crate) async fn snapshots(args: Listing, config: &Config) -> Result<()> {
 }
 
 pub(crate) async fn wal(args: OfGeneration, config: &Config) -> Result<()> {
-    const COLUMNS: [Column; 6] = [
+    const COLUMNS: [Column; 10] = [
         ("GENERATION", Align::Left),
         ("LEVEL", Align::Right),
         ("FIRST", Align::Left),
         ("LAST", Align::Left),
         ("TIME", Align::Left),
+        ("COUNT", Align::Right),
+        ("VERSIONS", Align::Right),
         ("BYTES", Align::Right),
+        ("RATIO", Align::Right),
+        ("THINNED", Align::Left),
     ];
     let replica = replica_of(&args.listing, config, args.generation).await?;
     let mut rows = Vec::new();
@@ -90,7 +98,11 @@ pub(crate) async fn wal(args: OfGeneration, config: &Config) -> Result<()> {
             json!(segment.first),
             json!(segment.last),
             json!(segment.time.map(|time| time.to_string())),
+            json!(segment.count),
+            json!(segment.versions),
             json!(segment.bytes),
+            ratio(segment.raw_bytes, segment.bytes),
+            json!(segment.is_thinned()),
         ]);
     }
     table::print(&COLUMNS, &rows, args.listing.json)?;
@@ -98,12 +110,13 @@ pub(crate) async fn wal(args: OfGeneration, config: &Config) -> Result<()> {
 }
 
 pub(crate) async fn points(args: Points, config: &Config) -> Result<()> {
-    const COLUMNS: [Column; 5] = [
+    const COLUMNS: [Column; 6] = [
         ("GENERATION", Align::Left),
         ("TXID", Align::Left),
         ("TIME", Align::Left),
         ("PAGES", Align::Right),
         ("SIZE", Align::Right),
+        ("LEVEL", Align::Right),
     ];
     let query = PointsQuery {
         generation: args.of.generation,
@@ -121,10 +134,19 @@ pub(crate) async fn points(args: Points, config: &Config) -> Result<()> {
             json!(point.time.to_string()),
             json!(point.pages),
             json!(page_size.map(|bytes| u64::from(point.pages) * u64::from(bytes))),
+            // Of the segment that holds it; a snapshot has none.
+            replica
+                .level(&point)
+                .map_or(json!("S"), |level| json!(level)),
         ]);
     }
     table::print(&COLUMNS, &rows, args.of.listing.json)?;
     damage(&replica)
+}
+
+/// How many bytes one stored byte stands for, to a tenth.
+fn ratio(raw_bytes: Option<u64>, bytes: u64) -> Value {
+    json!(raw_bytes.map(|raw| (raw as f64 / bytes as f64 * 10.0).round() / 10.0))
 }
 
 /// The first replica of the target that answers, and has the generation if one is named.

@@ -103,6 +103,8 @@ pub(crate) struct Segment {
     pub(crate) points: Arc<[Point]>,
     /// Transactions whose pages lie in a snapshot.
     pub(crate) marks: Box<[Txid]>,
+    /// How many versions of pages lie in it.
+    pub(crate) versions: u64,
 }
 
 impl Segment {
@@ -128,6 +130,8 @@ pub(crate) struct Snapshot {
     pub(crate) is_exact: bool,
     pub(crate) page_size: PageSize,
     pub(crate) root: MapRoot,
+    /// How many pages lie in this object.
+    pub(crate) stored: u64,
     /// Every object that the map may name, this one among them.
     pub(crate) homes: HashMap<ObjectId, Arc<Object>>,
     pub(crate) point: Point,
@@ -395,6 +399,20 @@ impl History {
             .binary_search_by_key(&txid, |point| point.txid)
             .ok()?;
         Some(self.restore_point(&points[found]))
+    }
+
+    /// The level of the segment that a transaction lies in; `None` for that of a snapshot from
+    /// which moments are opened, and for one of which nothing is listed.
+    pub(crate) fn level(&self, txid: Txid) -> Option<u8> {
+        let bases = &self.shape.snapshots;
+        let start = bases.partition_point(|base| base.txid < txid);
+        let mut own = bases[start..].iter().take_while(|base| base.txid == txid);
+        if own.any(|base| base.is_complete) {
+            return None;
+        }
+        let index = self.shape.pieces.partition_point(|piece| piece.to < txid);
+        let piece = self.shape.pieces.get(index)?;
+        (piece.from <= txid).then(|| self.segments[piece.index].level)
     }
 
     /// The last restore point that can be opened, whatever may be missing behind it.

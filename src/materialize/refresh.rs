@@ -83,6 +83,7 @@ enum Loaded {
 struct ReadSnapshot {
     header: Header,
     root: MapRoot,
+    stored: u64,
     point: Point,
     interior: Option<SectionRef>,
 }
@@ -314,6 +315,7 @@ impl Loader {
         let ReadSnapshot {
             header,
             root,
+            stored,
             point,
             interior,
         } = read;
@@ -330,6 +332,7 @@ impl Loader {
             is_exact: header.exact,
             page_size: header.page_size,
             root,
+            stored,
             point,
             interior,
             interior_read: AtomicBool::new(false),
@@ -361,6 +364,7 @@ impl Loader {
                 page_size: None,
                 points: index.timeline.iter().map(Point::from).collect(),
                 marks: marks(&index),
+                versions: index.versions.len() as u64,
             };
             keep_table(
                 &self.fetcher,
@@ -539,6 +543,7 @@ async fn read_snapshot(
     let read = ReadSnapshot {
         header: header.clone(),
         root,
+        stored: index.stored.iter().map(|run| u64::from(run.count)).sum(),
         point: Point::from(&entry),
         interior: stored.footer.section(SectionKind::InteriorPages).cloned(),
     };
@@ -588,6 +593,7 @@ async fn read_segment(
         page_size: Some(header.page_size),
         points: index.timeline.iter().map(Point::from).collect(),
         marks: marks(&index),
+        versions: index.versions.len() as u64,
     };
     keep_table(
         fetcher,

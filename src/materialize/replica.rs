@@ -113,6 +113,10 @@ pub struct SnapshotInfo {
     pub bytes: u64,
     /// Database size, pages; unknown if the snapshot is damaged.
     pub pages: Option<u32>,
+    /// Pages in the object; the others lie in its parts and in earlier snapshots. The same.
+    pub stored: Option<u64>,
+    /// What these pages are uncompressed, bytes; the same.
+    pub raw_bytes: Option<u64>,
     /// It and its parts hold every page as it was at one moment; unknown if it is damaged.
     pub is_exact: Option<bool>,
     /// All that it needs is listed, and moments can be opened from it.
@@ -134,10 +138,25 @@ pub struct SegmentInfo {
     pub last: Option<Txid>,
     /// When its last transaction was seen committed; the same.
     pub time: Option<Timestamp>,
+    /// Its restore points; unknown if it was not read, as those are not for which another one
+    /// stands.
+    pub count: Option<u64>,
+    /// Versions of pages in it; the same.
+    pub versions: Option<u64>,
+    /// What these are uncompressed, bytes; the same.
+    pub raw_bytes: Option<u64>,
     /// Bytes of the object.
     pub bytes: u64,
     /// Below the replica.
     pub key: String,
+}
+
+impl SegmentInfo {
+    /// Retention left out some transactions of its range; unknown if it was not read.
+    pub fn is_thinned(&self) -> Option<bool> {
+        let range = self.last?.get() - self.first.get();
+        self.count.map(|count| count <= range)
+    }
 }
 
 impl Replica {
@@ -241,6 +260,12 @@ impl Replica {
         self.state().histories.get(&generation)?.point(txid)
     }
 
+    /// The level of the segment that holds a restore point; `None` for that of a snapshot.
+    pub fn level(&self, point: &RestorePoint) -> Option<u8> {
+        let state = self.state();
+        state.histories.get(&point.generation)?.level(point.txid)
+    }
+
     /// The newest restore point of all that can be opened, if there is one.
     pub fn newest(&self) -> Option<RestorePoint> {
         let state = self.state();
@@ -290,15 +315,18 @@ impl Replica {
             };
             for snapshot in &listed.snapshots {
                 let key = &snapshot.object.key;
-                let read = history.snapshots.iter().position(|s| s.object.key == *key);
+                let index = history.snapshots.iter().position(|s| s.object.key == *key);
+                let read = index.map(|index| &history.snapshots[index]);
                 infos.push(SnapshotInfo {
                     generation: *id,
                     txid: snapshot.txid,
                     time: snapshot.time,
                     bytes: snapshot.object.size,
-                    pages: read.map(|index| history.snapshots[index].root.pages),
-                    is_exact: read.map(|index| history.snapshots[index].is_exact),
-                    is_complete: read.is_some_and(|index| history.is_complete(index)),
+                    pages: read.map(|read| read.root.pages),
+                    stored: read.map(|read| read.stored),
+                    raw_bytes: read.map(|read| read.stored * u64::from(read.page_size.get())),
+                    is_exact: read.map(|read| read.is_exact),
+                    is_complete: index.is_some_and(|index| history.is_complete(index)),
                     key: key.clone(),
                 });
             }
@@ -324,12 +352,17 @@ impl Replica {
             infos.extend(listed.segments.iter().map(|segment| {
                 let read = read.get(segment.object.key.as_str());
                 let last_point = read.and_then(|read| read.points.last());
+                let versions = read.map(|read| read.versions);
+                let page_size = history.page_size().map(|size| u64::from(size.get()));
                 SegmentInfo {
                     generation: *id,
                     level: segment.level,
                     first: segment.first,
                     last: read.map(|read| read.last).or(segment.last),
                     time: segment.time.or(last_point.map(|point| point.time)),
+                    count: read.map(|read| read.points.len() as u64),
+                    versions,
+                    raw_bytes: versions.zip(page_size).map(|(count, size)| count * size),
                     bytes: segment.object.size,
                     key: segment.object.key.clone(),
                 }

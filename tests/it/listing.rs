@@ -1,6 +1,7 @@
 //! `generations`, `snapshots`, `wal`, `points` and `version`.
 
 use crate::world::World;
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 fn replica() -> World {
@@ -32,9 +33,13 @@ fn points_print_times_in_utc_with_microseconds_and_txids_of_sixteen_digits() {
             .collect();
         assert_eq!(
             fields,
-            BTreeSet::from(["generation", "txid", "time", "pages", "size"])
+            BTreeSet::from(["generation", "txid", "time", "pages", "size", "level"])
         );
     }
+    // The first one is the snapshot's own, and each of the others lies in an upload.
+    let levels: Vec<&Value> = entries.iter().map(|entry| &entry["level"]).collect();
+    assert_eq!(levels[0], "S");
+    assert!(levels[1..].iter().all(|level| **level == 0), "{levels:?}");
     for (n, point) in world.points().iter().enumerate() {
         assert_eq!(point.txid, format!("{:016x}", n + 1));
         assert_eq!(
@@ -125,6 +130,51 @@ fn wal_and_snapshots_show_the_objects_that_are_stored() {
     let generation = world.generations().remove(0);
     let narrowed = world.json(&format!("wal replicas/app --generation {generation}"));
     assert_eq!(narrowed.len(), stored("/wal/"));
+}
+
+#[test]
+fn wal_and_snapshots_tell_what_lies_in_each_object_and_how_small_it_is() {
+    let world = replica();
+    let number = |entry: &Value, field: &str| match entry[field].as_f64() {
+        Some(number) => number,
+        None => panic!("{entry}: {field}"),
+    };
+    let wal = world.json("wal replicas/app");
+    let commits: f64 = wal.iter().map(|entry| number(entry, "count")).sum();
+    assert_eq!(commits, 5.0);
+    for entry in &wal {
+        assert_eq!(
+            (&entry["level"], &entry["thinned"]),
+            (&0.into(), &false.into())
+        );
+        assert!(
+            number(entry, "versions") >= number(entry, "count"),
+            "{entry}"
+        );
+        let raw = number(entry, "versions") * 4096.0;
+        let off = number(entry, "ratio") - raw / number(entry, "bytes");
+        assert!(off.abs() <= 0.05 + 1e-9, "{entry}");
+    }
+    let snapshot = &world.json("snapshots replicas/app")[0];
+    assert_eq!(snapshot["stored"], snapshot["pages"]);
+    let raw = number(snapshot, "stored") * 4096.0;
+    let off = number(snapshot, "ratio") - raw / number(snapshot, "bytes");
+    assert!(off.abs() <= 0.05 + 1e-9, "{snapshot}");
+    for (listing, heading) in [
+        (
+            "snapshots",
+            "GENERATION TXID TIME PAGES STORED BYTES RATIO EXACT COMPLETE",
+        ),
+        (
+            "wal",
+            "GENERATION LEVEL FIRST LAST TIME COUNT VERSIONS BYTES RATIO THINNED",
+        ),
+        ("points", "GENERATION TXID TIME PAGES SIZE LEVEL"),
+    ] {
+        let table = world.sqlrepl(&format!("{listing} replicas/app")).ok();
+        let seen: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+        assert_eq!(seen.join(" "), heading);
+    }
 }
 
 #[test]

@@ -192,6 +192,48 @@ async fn the_chain_is_checked_across_a_merged_segment() {
 }
 
 #[tokio::test]
+async fn what_lies_in_segments_and_snapshots_is_known_once_they_are_listed() {
+    let (store, mut writer) = written(6).await;
+    writer.later_snapshot().await;
+    while writer.thinned() == 0 {
+        for _ in 0..4 {
+            writer.commit();
+            writer.upload().await;
+        }
+        writer.merge(0, true, true).await;
+    }
+    writer.commit();
+    writer.upload().await;
+    let replica = open_replica(&(store.clone() as Arc<dyn Store>), CACHE).await;
+    let reads = store.counts(Verb::GetRange).calls;
+    let segments = replica.segments(None);
+    assert_eq!(store.counts(Verb::GetRange).calls, reads);
+    let count = |thinned| -> u64 {
+        let such = segments.iter().filter(|s| s.is_thinned() == Some(thinned));
+        such.map(|segment| segment.count.unwrap()).sum()
+    };
+    let points = writer.points();
+    assert_eq!(count(true) + count(false), points.len() as u64 - 1);
+    for segment in &segments {
+        let versions = segment.versions.unwrap();
+        assert!(versions >= segment.count.unwrap(), "{segment:?}");
+        assert_eq!(segment.raw_bytes, Some(versions * 512));
+        let range = segment.first..=segment.last.unwrap();
+        let within = points.iter().filter(|point| range.contains(&point.txid));
+        assert_eq!(segment.count, Some(within.clone().count() as u64));
+        for point in within {
+            let is_snapshot = matches!(point.txid.get(), 1 | 7);
+            let expected = (!is_snapshot).then_some(segment.level);
+            assert_eq!(replica.level(point), expected, "{point:?}");
+        }
+    }
+    let snapshots = replica.snapshots();
+    assert_eq!(snapshots[0].stored, snapshots[0].pages.map(u64::from));
+    assert_eq!(snapshots[0].raw_bytes, snapshots[0].stored.map(|n| n * 512));
+    assert!(snapshots[1].stored < snapshots[1].pages.map(u64::from));
+}
+
+#[tokio::test]
 async fn a_snapshot_without_its_parts_is_no_base_and_names_what_it_needs() {
     let store: Arc<dyn Store> = MemoryStore::new();
     let mut writer = Writer::new(Arc::clone(&store), 33, 1, 512, 40).await;
