@@ -102,7 +102,7 @@ pub(crate) async fn wal(args: OfGeneration, config: &Config) -> Result<()> {
             json!(segment.versions),
             json!(segment.bytes),
             ratio(segment.raw_bytes, segment.bytes),
-            json!(segment.is_thinned()),
+            json!(segment.is_thinned),
         ]);
     }
     table::print(&COLUMNS, &rows, args.listing.json)?;

@@ -145,18 +145,12 @@ pub struct SegmentInfo {
     pub versions: Option<u64>,
     /// What these are uncompressed, bytes; the same.
     pub raw_bytes: Option<u64>,
+    /// Retention left out some transactions of its range; the same.
+    pub is_thinned: Option<bool>,
     /// Bytes of the object.
     pub bytes: u64,
     /// Below the replica.
     pub key: String,
-}
-
-impl SegmentInfo {
-    /// Retention left out some transactions of its range; unknown if it was not read.
-    pub fn is_thinned(&self) -> Option<bool> {
-        let range = self.last?.get() - self.first.get();
-        self.count.map(|count| count <= range)
-    }
 }
 
 impl Replica {
@@ -363,6 +357,7 @@ impl Replica {
                     count: read.map(|read| read.points.len() as u64),
                     versions,
                     raw_bytes: versions.zip(page_size).map(|(count, size)| count * size),
+                    is_thinned: read.map(|read| read.is_thinned()),
                     bytes: segment.object.size,
                     key: segment.object.key.clone(),
                 }

@@ -209,7 +209,7 @@ async fn what_lies_in_segments_and_snapshots_is_known_once_they_are_listed() {
     let segments = replica.segments(None);
     assert_eq!(store.counts(Verb::GetRange).calls, reads);
     let count = |thinned| -> u64 {
-        let such = segments.iter().filter(|s| s.is_thinned() == Some(thinned));
+        let such = segments.iter().filter(|s| s.is_thinned == Some(thinned));
         such.map(|segment| segment.count.unwrap()).sum()
     };
     let points = writer.points();
