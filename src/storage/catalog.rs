@@ -114,23 +114,10 @@ impl GenerationListing {
     /// behind that one, it is of another history: merging takes whole uploads, so it came later,
     /// from a writer that slept until its name was free again.
     pub fn standing(&self) -> impl Iterator<Item = &SegmentListing> {
-        let merged = self.segments.iter().filter(|segment| segment.level > 0);
-        let merged = merged.filter_map(|segment| Some((segment.first, segment.last?)));
-        let mut end = None;
-        let held: Vec<(Txid, Option<Txid>)> = merged
-            .map(|(first, last)| {
-                end = end.max(Some(last));
-                (first, end)
-            })
-            .collect();
-        let is_held = move |txid: Txid| {
-            let begun = held.partition_point(|(first, _)| *first <= txid);
-            held[..begun]
-                .last()
-                .is_some_and(|(_, end)| *end >= Some(txid))
-        };
-        let segments = self.segments.iter();
-        segments.filter(move |segment| segment.level > 0 || !is_held(segment.first))
+        let held = Held::new(self.segments.iter());
+        self.segments
+            .iter()
+            .filter(move |segment| !held.has(segment))
     }
 
     fn add(&mut self, key: ObjectKey, object: Listed) {
@@ -195,6 +182,29 @@ impl GenerationListing {
             segment.last = next.and_then(|next: Txid| Txid::new(next.get() - 1));
             next = Some(segment.first);
         }
+    }
+}
+
+/// The transactions that merged segments hold: an upload that begins in one stands for nothing.
+pub(crate) struct Held(Vec<(Txid, Option<Txid>)>);
+
+impl Held {
+    /// From all segments of a generation, in the order of a listing.
+    pub(crate) fn new<'a>(segments: impl Iterator<Item = &'a SegmentListing>) -> Self {
+        let merged = segments.filter(|segment| segment.level > 0);
+        let mut end = None;
+        let ranges = merged.filter_map(|segment| {
+            end = end.max(Some(segment.last?));
+            Some((segment.first, end))
+        });
+        Self(ranges.collect())
+    }
+
+    /// True if a segment is an upload that does not stand.
+    pub(crate) fn has(&self, segment: &SegmentListing) -> bool {
+        let begun = self.0.partition_point(|(first, _)| *first <= segment.first);
+        let end = self.0[..begun].last().map(|&(_, end)| end);
+        segment.level == 0 && end.is_some_and(|end| end >= Some(segment.first))
     }
 }
 
