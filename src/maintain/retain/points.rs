@@ -57,7 +57,8 @@ pub(super) fn children(
     let highest = highest.map(|line| line.id);
     for line in lines.values() {
         let first = line.first().map(|(_, time)| time);
-        if first.is_none() && Some(line.id) < highest && !line.has_base() {
+        let may_have = line.hoped.as_ref().is_some_and(|hoped| !hoped.is_empty());
+        if first.is_none() && Some(line.id) < highest && !may_have {
             continue;
         }
         let mut from = line;
@@ -65,12 +66,13 @@ pub(super) fn children(
             && parent.generation < from.id
             && let Some(older) = lines.get(&parent.generation)
         {
+            let shared = parent.txid;
             if older.has_base() {
-                let shared = parent.txid;
-                children
-                    .entry(older.id)
-                    .or_default()
-                    .push(Child { shared, first });
+                let those = children.entry(older.id).or_default();
+                those.push(Child { shared, first });
+            }
+            // With nothing to open that is shared readers go on to where this one came from.
+            if older.first().is_some_and(|(begins, _)| begins <= shared) {
                 break;
             }
             from = older;
