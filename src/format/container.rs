@@ -997,7 +997,7 @@ impl BlockTable {
     }
 
     /// Decodes the `Blocks` section of an object.
-    pub(super) fn decode_section(footer: &Footer, section: &[u8]) -> Result<Self> {
+    pub(crate) fn decode_section(footer: &Footer, section: &[u8]) -> Result<Self> {
         let mut fields = Fields::new("section Blocks", section);
         let table = Self::decode(&mut fields)?;
         let block_slots = (BLOCK_RAW_MAX / footer.header.page_size.bytes()) as u32;

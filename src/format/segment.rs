@@ -55,6 +55,7 @@ use crate::format::container::{
 use crate::format::ids::{ObjectHash, ObjectId, PageHash, PageSize, Pgno, Timestamp, Txid};
 use crate::format::object::{CHUNK_BYTES, ObjectWriter, SectionEncoder, Spill, scratch_failed};
 use crate::format::varint::{self, Fields};
+use bytes::Bytes;
 use std::io::{Seek, Write};
 
 /// A segment names at most this many predecessors.
@@ -64,6 +65,8 @@ pub const PREDECESSORS_MAX: usize = 64;
 pub const PREDECESSORS_BYTES: usize = 8 * 1024;
 /// Their indexes are at most this long once inflated, bytes.
 const PREDECESSOR_INDEXES_BYTES: usize = 64 * 1024;
+/// How errors name the section of page versions.
+const VERSIONS: &str = "section Versions";
 /// What a block should come to when compressed, bytes.
 const BLOCK_STORED_TARGET: usize = 32 * 1024;
 
@@ -153,7 +156,7 @@ impl SegmentIndex {
             )));
         }
         let blocks = BlockTable::decode_section(footer, sections[0])?;
-        let mut fields = Fields::new("section Versions", sections[1]);
+        let mut fields = Fields::new(VERSIONS, sections[1]);
         let versions = decode_versions(&mut fields, header.first, header.last)?;
         if versions.len() != blocks.slots() as usize {
             return Err(fields.wrong(format!(
@@ -203,37 +206,112 @@ fn txid_step(before: Option<(Pgno, Txid)>, version: (Pgno, Txid), first: Txid) -
 
 fn decode_versions(fields: &mut Fields<'_>, first: Txid, last: Txid) -> Result<Vec<(Pgno, Txid)>> {
     let count = fields.count(2)?;
-    let mut pgnos = Vec::with_capacity(count);
-    let mut pgno = 0_u32;
+    let mut pgnos: Vec<Pgno> = Vec::with_capacity(count);
     for _ in 0..count {
-        let step = fields.number32()?;
-        match pgno.checked_add(step).and_then(Pgno::new) {
-            Some(next) => pgnos.push(next),
-            None => return Err(fields.wrong(format!("pgno {pgno} plus {step}"))),
-        }
-        pgno = pgno.wrapping_add(step);
+        let before = pgnos.last().map_or(0, |pgno| pgno.get());
+        pgnos.push(next_pgno(fields, before)?);
     }
     let mut versions: Vec<(Pgno, Txid)> = Vec::with_capacity(count);
     for pgno in pgnos {
-        let step = fields.number()?;
-        let same_page = versions.last().filter(|before| before.0 == pgno);
-        let base = same_page.map_or(first, |before| before.1).get();
-        let txid = base
-            .checked_add(step)
-            .and_then(Txid::new)
-            .filter(|&txid| txid <= last && (same_page.is_none() || step > 0));
-        match txid {
-            Some(txid) => versions.push((pgno, txid)),
-            None => {
-                return Err(fields.wrong(format!(
-                    "page {}: txid {base} plus {step}, the last is {}",
-                    pgno.get(),
-                    last.get()
-                )));
-            }
-        }
+        let txid = next_txid(fields, pgno, versions.last().copied(), (first, last))?;
+        versions.push((pgno, txid));
     }
     Ok(versions)
+}
+
+/// Reads what [`pgno_step`] said.
+fn next_pgno(fields: &mut Fields<'_>, before: u32) -> Result<Pgno> {
+    let step = fields.number32()?;
+    let next = before.checked_add(step).and_then(Pgno::new);
+    next.ok_or_else(|| fields.wrong(format!("pgno {before} plus {step}")))
+}
+
+/// Reads what [`txid_step`] said, in a segment from one transaction to another.
+fn next_txid(
+    fields: &mut Fields<'_>,
+    pgno: Pgno,
+    before: Option<(Pgno, Txid)>,
+    (first, last): (Txid, Txid),
+) -> Result<Txid> {
+    let step = fields.number()?;
+    let same_page = before.filter(|before| before.0 == pgno);
+    let base = same_page.map_or(first, |before| before.1).get();
+    let txid = base
+        .checked_add(step)
+        .and_then(Txid::new)
+        .filter(|&txid| txid <= last && (same_page.is_none() || step > 0));
+    txid.ok_or_else(|| {
+        fields.wrong(format!(
+            "page {}: txid {base} plus {step}, the last is {}",
+            pgno.get(),
+            last.get()
+        ))
+    })
+}
+
+/// The versions of a segment in the order of their slots, decoded one by one: a segment may have
+/// more than a list in memory should hold.
+#[derive(Clone, Debug)]
+pub struct VersionCursor {
+    section: Bytes,
+    first: Txid,
+    last: Txid,
+    count: usize,
+    slot: usize,
+    /// Where the columns go on.
+    pgno_at: usize,
+    txid_at: usize,
+    before: Option<(Pgno, Txid)>,
+}
+
+impl VersionCursor {
+    /// Begins at slot 0 of the inflated and verified `Versions` section of such a segment.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn new(footer: &Footer, section: Bytes) -> Result<Self> {
+        let mut fields = Fields::new(VERSIONS, &section);
+        let count = fields.count(2)?;
+        let pgno_at = fields.position();
+        for _ in 0..count {
+            fields.number32()?;
+        }
+        let txid_at = fields.position();
+        Ok(Self {
+            first: footer.header.first,
+            last: footer.header.last,
+            count,
+            slot: 0,
+            pgno_at,
+            txid_at,
+            before: None,
+            section,
+        })
+    }
+
+    /// Versions in the segment.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The next version: page, transaction, slot.
+    ///
+    /// # Errors
+    /// `Corrupt`: also if the section goes on behind the last one.
+    pub fn next_version(&mut self) -> Result<Option<(Pgno, Txid, u32)>> {
+        let mut txids = Fields::at(VERSIONS, &self.section, self.txid_at);
+        if self.slot == self.count {
+            return txids.end().map(|()| None);
+        }
+        let mut pgnos = Fields::at(VERSIONS, &self.section, self.pgno_at);
+        let pgno = next_pgno(&mut pgnos, self.before.map_or(0, |(pgno, _)| pgno.get()))?;
+        let txid = next_txid(&mut txids, pgno, self.before, (self.first, self.last))?;
+        (self.pgno_at, self.txid_at) = (pgnos.position(), txids.position());
+        self.before = Some((pgno, txid));
+        let slot = self.slot as u32;
+        self.slot += 1;
+        Ok(Some((pgno, txid, slot)))
+    }
 }
 
 const FLAG_UPPER_BOUND: u64 = 1;

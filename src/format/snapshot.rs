@@ -96,7 +96,7 @@ impl Run {
     }
 
     /// The pages of this run from `from` on that come before `to`.
-    fn part(&self, from: u64, to: u64) -> Option<Self> {
+    pub fn part(&self, from: u64, to: u64) -> Option<Self> {
         let from = from.max(u64::from(self.first.get()));
         let to = to.min(self.end());
         let skipped = u32::try_from(from - u64::from(self.first.get())).ok()?;

@@ -41,6 +41,16 @@ impl<'a> Fields<'a> {
         Self { what, bytes, at: 0 }
     }
 
+    /// As [`Fields::new`], from byte `at` on, where a field begins.
+    pub(super) fn at(what: &'static str, bytes: &'a [u8], at: usize) -> Self {
+        Self { what, bytes, at }
+    }
+
+    /// Where the next field begins.
+    pub(super) fn position(&self) -> usize {
+        self.at
+    }
+
     /// The error that this section is wrong at the field just read.
     pub(super) fn wrong(&self, why: impl std::fmt::Display) -> Error {
         Error::corrupt(format!("{} before byte {}: {why}", self.what, self.at))

@@ -5,8 +5,8 @@ use crate::error::ErrorKind;
 use crate::format::ids::{PageHash, Pgno, Timestamp};
 use crate::format::interior::{InteriorPages, decode_interior};
 use crate::format::segment::{
-    Predecessor, SegmentIndex, SegmentWriter, TimelineEntry, decode_hashes, decode_predecessors,
-    decode_snapshot_key,
+    Predecessor, SegmentIndex, SegmentWriter, TimelineEntry, VersionCursor, decode_hashes,
+    decode_predecessors, decode_snapshot_key,
 };
 use crate::format::snapshot::{
     Leaf, LeafSource, MapToWrite, Run, SnapshotIndex, SnapshotWriter, leaves,
@@ -102,6 +102,18 @@ pub(in crate::format) fn read(object: &[u8]) -> Result<Contents> {
     read_changed(object, |_, raw| raw)
 }
 
+/// The versions of a segment, as the cursor gives them.
+fn one_by_one(footer: &Footer, section: Vec<u8>) -> Result<Vec<(Pgno, Txid)>> {
+    let mut cursor = VersionCursor::new(footer, section.into())?;
+    let mut versions = Vec::new();
+    while let Some((pgno, txid, slot)) = cursor.next_version()? {
+        assert_eq!(slot as usize, versions.len());
+        versions.push((pgno, txid));
+    }
+    assert_eq!(cursor.count(), versions.len());
+    Ok(versions)
+}
+
 /// Reads an object as if its inflated sections were what `change` makes of them.
 fn read_changed(
     object: &[u8],
@@ -128,7 +140,9 @@ fn read_changed(
     let blocks = if footer.header.kind == Kind::Segment {
         let sections = SegmentIndex::SECTIONS.map(|kind| section(kind).map(Option::unwrap));
         let [blocks, versions, timeline] = sections;
-        let index = SegmentIndex::decode(&footer, [&blocks?, &versions?, &timeline?])?;
+        let versions = versions?;
+        let index = SegmentIndex::decode(&footer, [&blocks?, &versions, &timeline?])?;
+        assert_eq!(one_by_one(&footer, versions)?, index.versions);
         contents.segment.insert(index).blocks.clone()
     } else {
         let mut sections = Vec::new();
