@@ -3,9 +3,11 @@
 use crate::cli::args::{Replicate, ReplicateOptions};
 use crate::cli::config::Config;
 use crate::cli::{environment, stop_signal};
-use sqlrepl::config::file::{RETENTION_CHECK_INTERVAL, SNAPSHOT_INTERVAL, replica_name, unique};
+use sqlrepl::config::file::{
+    MERGED_GRACE, RETENTION_CHECK_INTERVAL, SNAPSHOT_INTERVAL, replica_name, unique,
+};
 use sqlrepl::config::location::asked_in_time;
-use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings};
+use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings, Retention};
 use sqlrepl::config::{CaptureSettings, default_meta_path};
 use sqlrepl::daemon::{self, Replicated};
 use sqlrepl::error::{Error, Result};
@@ -52,9 +54,10 @@ fn places(
             name: replica_name(place),
             location: config.location(place)?,
             sync_interval,
-            retention: None,
+            retention: Retention::WEEK,
             retention_check_interval: RETENTION_CHECK_INTERVAL,
             snapshot_interval: SNAPSHOT_INTERVAL,
+            merged_grace: MERGED_GRACE,
             validation_interval: None,
         })
     };

@@ -13,6 +13,7 @@ use crate::config::file::expand::Lookup;
 use crate::config::file::place::{keys, place};
 use crate::config::file::table::{DB, LOG, REPLICA, RETENTION, Source, TOP, Table};
 use crate::config::location::{Credentials, Location, asked_in_time, real_path, without_secrets};
+use crate::config::parse_duration;
 use crate::config::settings::{
     DatabaseSettings, LogFormat, LogSettings, LogTarget, ReplicaSettings, Retention, Settings,
 };
@@ -35,6 +36,10 @@ pub const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 pub const RETENTION_CHECK_INTERVAL: Duration = HOUR;
 /// How often a snapshot is taken when there are changes, unless told otherwise.
 pub const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long merged segments stay, unless told otherwise.
+pub const MERGED_GRACE: Duration = HOUR;
+/// The least that they stay.
+const MERGED_GRACE_MIN: Duration = Duration::from_secs(15 * 60);
 
 /// Reads a config file.
 ///
@@ -236,13 +241,14 @@ fn replica(
         name: name.map_or_else(|| replica_name(&written), |name| name.value),
         location,
         sync_interval: table.duration("sync-interval")?.unwrap_or(SYNC_INTERVAL),
-        retention: retention(table)?,
+        retention: retention(table)?.unwrap_or(Retention::WEEK),
         retention_check_interval: table
             .period("retention-check-interval")?
             .unwrap_or(RETENTION_CHECK_INTERVAL),
         snapshot_interval: table
             .period("snapshot-interval")?
             .unwrap_or(SNAPSHOT_INTERVAL),
+        merged_grace: merged_grace(table)?,
         validation_interval: table.period("validation-interval")?,
     })
 }
@@ -264,6 +270,21 @@ pub fn replica_name(place: &str) -> String {
 /// Whether a replica is meant: by its very name, or as a place is written.
 pub fn is_named(name: &str, asked: &str) -> bool {
     name == asked || name == replica_name(asked)
+}
+
+/// A reader that listed a segment must find it for a while, and a copy of a machine that wakes up
+/// must still meet it.
+fn merged_grace(table: &Table<'_>) -> Result<Duration> {
+    let grace = table.parsed("merged-grace", |text| {
+        let grace = parse_duration(text)?;
+        if grace < MERGED_GRACE_MIN {
+            return Err(Error::invalid(format!(
+                "{text} is too short: merged segments stay for 15m at least"
+            )));
+        }
+        Ok(grace)
+    })?;
+    Ok(grace.map_or(MERGED_GRACE, |grace| grace.value))
 }
 
 fn retention(table: &Table<'_>) -> Result<Option<Retention>> {

@@ -74,10 +74,10 @@ struct Replica {
     #[serde(flatten)]
     place: Place,
     sync_interval: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    retention: Option<Windows>,
+    retention: Windows,
     retention_check_interval: String,
     snapshot_interval: String,
+    merged_grace: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     validation_interval: Option<String>,
 }
@@ -182,9 +182,10 @@ impl Replica {
             name: write(&replica.name),
             place: Place::new(&replica.location, credentials, write),
             sync_interval: format_duration(replica.sync_interval),
-            retention: replica.retention.as_ref().map(Windows::new),
+            retention: Windows::new(&replica.retention),
             retention_check_interval: format_duration(replica.retention_check_interval),
             snapshot_interval: format_duration(replica.snapshot_interval),
+            merged_grace: format_duration(replica.merged_grace),
             validation_interval: replica.validation_interval.map(format_duration),
         }
     }

@@ -44,12 +44,14 @@ pub struct ReplicaSettings {
     pub location: Location,
     /// How long the first commit that is not sent waits for company.
     pub sync_interval: Duration,
-    /// How long which restore points are kept; all of them, for ever, when absent.
-    pub retention: Option<Retention>,
+    /// How long which restore points are kept.
+    pub retention: Retention,
     /// How often what is kept is looked through.
     pub retention_check_interval: Duration,
     /// How often a snapshot is taken when there are changes.
     pub snapshot_interval: Duration,
+    /// How long a WAL segment stays after another one was stored that holds it.
+    pub merged_grace: Duration,
     /// How often the replica is checked; never when absent.
     pub validation_interval: Option<Duration>,
 }
@@ -63,6 +65,15 @@ pub struct Retention {
     pub hourly: Option<Duration>,
     /// The last commit of each day.
     pub daily: Option<Duration>,
+}
+
+impl Retention {
+    /// Every commit of a week: what is kept when nobody says otherwise.
+    pub const WEEK: Self = Self {
+        all: Some(Duration::from_secs(7 * 24 * 3600)),
+        hourly: None,
+        daily: None,
+    };
 }
 
 /// What is logged, and how.

@@ -4,9 +4,11 @@ use crate::config::Environment;
 use crate::config::file::{is_named, replica_name};
 use crate::config::settings::{DatabaseSettings, ReplicaSettings};
 use crate::daemon::fleet::Fleet;
+use crate::daemon::maintenance::{Given, Maintenance, keeper};
 use crate::daemon::replica::{ENDED, Replica, folder_of};
 use crate::daemon::status::{DatabaseState, DatabaseStatus, ReplicaState};
 use crate::error::{Error, ErrorKind, Result};
+use crate::maintain::keeper::KeepSettings;
 use crate::replicate::act::Capture;
 use crate::replicate::identity::Identity;
 use crate::replicate::seed::{self, Asking, Held};
@@ -49,6 +51,7 @@ pub(super) struct Database {
     settings: DatabaseSettings,
     take_over: bool,
     environment: Environment,
+    turns: Arc<Semaphore>,
     identity: Arc<Identity>,
     spool: Arc<Spool>,
     capture: Arc<Capture>,
@@ -82,6 +85,7 @@ impl Database {
         Ok(Self {
             settings: settings.clone(),
             take_over: fleet.take_over,
+            turns: fleet.turns.clone(),
             environment,
             identity,
             spool,
@@ -126,13 +130,13 @@ impl Database {
                 Ok(store) => self.start_uploader(store, settings).await,
                 Err(e) => Err(e),
             };
-            let uploader = match started {
-                Ok(uploader) => uploader,
+            let (uploader, maintenance) = match started {
+                Ok(started) => started,
                 // The disk of the spool, which all replicas need.
                 Err(e) if e.kind() == ErrorKind::Disk => return Err(e),
                 Err(e) => {
                     tracing::error!(replica = %name, "{e}");
-                    Uploader::given_up(&e, self.left_at(settings).await)
+                    (Uploader::given_up(&e, self.left_at(settings).await), None)
                 }
             };
             tracing::info!(replica = %name, %location, "replicating");
@@ -140,6 +144,7 @@ impl Database {
                 name,
                 location,
                 uploader,
+                maintenance,
             });
         }
         if self.replicas.set(replicas).is_err() {
@@ -170,20 +175,42 @@ impl Database {
         &self,
         store: Arc<dyn Store>,
         replica: &ReplicaSettings,
-    ) -> Result<Uploader> {
+    ) -> Result<(Uploader, Option<Maintenance>)> {
         let directory = self.folder(replica);
         let folder = directory.clone();
+        let kept = blocking(move || open_kept(&folder)).await?;
         let settings = UploadSettings {
             name: replica.name.clone(),
             sync_interval: replica.sync_interval,
             take_over: self.take_over,
-            kept: blocking(move || open_kept(&folder)).await?,
-            directory,
+            kept: kept.clone(),
+            directory: directory.clone(),
         };
         let (capture, spool) = (self.capture.clone(), self.spool.clone());
         let (identity, environment) = (self.identity.clone(), self.environment.clone());
-        blocking(move || Uploader::start(store, capture, spool, identity, settings, environment))
-            .await
+        let (replicated, writer, clock) =
+            (store.clone(), identity.writer, environment.clock.clone());
+        let outside = environment.clone();
+        let uploader = blocking(move || {
+            Uploader::start(store, capture, spool, identity, settings, environment)
+        })
+        .await?;
+        let settings = KeepSettings {
+            retention: replica.retention,
+            snapshot_interval: replica.snapshot_interval,
+            merged_grace: replica.merged_grace,
+            notes: Some(directory.join("maintenance.json")),
+        };
+        let keeper =
+            blocking(move || keeper(replicated, kept, &directory, writer, outside, settings));
+        let given = Given {
+            keeper: keeper.await?,
+            status: uploader.status.clone(),
+            turns: self.turns.clone(),
+            clock,
+            check_interval: replica.retention_check_interval.min(replica.merged_grace),
+        };
+        Ok((uploader, Some(Maintenance::start(given, &replica.name))))
     }
 
     /// None until the uploads have begun.

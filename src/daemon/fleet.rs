@@ -20,6 +20,9 @@ use tracing::Instrument;
 /// costs work, memory and requests that it does not need later.
 const STARTS: usize = 16;
 
+/// So many replicas are maintained at once: each takes a core and some 30 MB while it merges.
+const TURNS: usize = 1;
+
 /// An open that takes longer leaves its turn to others, and shows as trouble.
 const SLOW: Duration = Duration::from_secs(5);
 
@@ -33,6 +36,8 @@ pub(crate) struct Fleet {
     starts: Semaphore,
     /// Ask stores, and make first snapshots.
     contacts: Semaphore,
+    /// Merge and take snapshots.
+    pub(super) turns: Arc<Semaphore>,
     pub(super) budget: Arc<Budget>,
     pub(super) environment: Environment,
     pub(super) host: String,
@@ -68,6 +73,7 @@ impl Fleet {
             members: replicated.databases.into_iter().map(member).collect(),
             starts: Semaphore::new(STARTS),
             contacts: Semaphore::new(STARTS),
+            turns: Arc::new(Semaphore::new(TURNS)),
             budget: Budget::new(replicated.max_spool_size),
             environment,
             host: replicated.host,

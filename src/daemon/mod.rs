@@ -14,6 +14,7 @@
 pub mod control;
 mod database;
 mod fleet;
+mod maintenance;
 mod replica;
 #[cfg(test)]
 mod simulation;

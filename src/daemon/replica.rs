@@ -1,6 +1,7 @@
 //! One replica of a database that runs: its uploader, and what is to be said of it.
 
 use crate::config::location::Location;
+use crate::daemon::maintenance::Maintenance;
 use crate::daemon::status::{ReplicaState, ReplicaStatus};
 use crate::error::{Error, Result};
 use crate::format::ids::Timestamp;
@@ -21,6 +22,8 @@ pub(super) struct Replica {
     pub(super) name: String,
     pub(super) location: String,
     pub(super) uploader: Uploader,
+    /// None if it gave up before it began.
+    pub(super) maintenance: Option<Maintenance>,
 }
 
 impl Replica {
@@ -81,6 +84,7 @@ impl Replica {
     pub(super) async fn stop(&self) -> Result<()> {
         let name = &self.name;
         let status = &self.uploader.status;
+        self.maintenance.iter().for_each(Maintenance::stop);
         if has_panicked(status) {
             return Err(Error::unavailable(format!("replica {name}: {ENDED}")));
         }
@@ -186,6 +190,7 @@ mod tests {
                 name,
                 location,
                 uploader,
+                maintenance: None,
             };
             let timeout = Duration::from_secs(30);
             let said = replica.durable(1, timeout, Instant::now() + timeout).await;

@@ -105,18 +105,34 @@ pub async fn take(workshop: &Workshop, later: &Later) -> Result<Taken> {
     let header = moment.header.clone();
     let parts = Parts::new(workshop, header.clone(), changes.sizes.clone(), pages)?;
     let keep = Keep::SeenBy(Arc::new([moment.through]));
-    let store = async |parts: Parts| parts.store_part(workshop).await;
-    let parts = pour::pour(
-        &workshop.store,
-        header.page_size,
-        poured,
-        keep,
-        parts,
-        store,
-    )
-    .await?;
+    let parts = pour::pour(&workshop.store, header.page_size, poured, keep, parts).await?;
     let map = NewMap::new(&old, &changes, &rewriting, &parts)?;
-    parts.finish(workshop, map, &moment).await
+    parts.finish(map, &moment).await
+}
+
+/// Bytes of the pages that such a snapshot would have to store at least.
+///
+/// # Errors
+/// As [`take`].
+pub async fn changed_bytes(workshop: &Workshop, later: &Later) -> Result<u64> {
+    let mut listed = Vec::new();
+    let mut page_bytes = 0;
+    let mut through = Txid::FIRST;
+    for (key, size, counts) in &later.segments {
+        let segment = OpenSegment::open(&*workshop.store, key, *size).await?;
+        page_bytes = u64::from(segment.header().page_size.get());
+        through = *counts.end();
+        listed.push(segment.listed(counts.clone()));
+    }
+    blocking(move || {
+        let mut kept = Kept::new(listed, Keep::SeenBy(Arc::new([through])))?;
+        let mut pages = 0;
+        while kept.next()?.is_some() {
+            pages += 1;
+        }
+        Ok(pages * page_bytes)
+    })
+    .await
 }
 
 /// The snapshot that another one goes on from.
@@ -477,6 +493,7 @@ async fn block_table(store: &dyn Store, home: &Home) -> Result<BlockTable> {
 
 /// The objects that the new snapshot becomes: what is full is stored as a part.
 struct Parts {
+    workshop: Workshop,
     stored: Vec<(Home, Vec<Run>)>,
     bytes: u64,
     header: Header,
@@ -507,30 +524,10 @@ impl Sink for Parts {
     fn is_full(&self) -> bool {
         self.pages == self.pages_max
     }
-}
 
-impl Parts {
-    fn new(workshop: &Workshop, header: Header, sizes: Sizes, database_pages: u32) -> Result<Self> {
-        let (draft, writer) = open_object(workshop, &header)?;
-        Ok(Self {
-            stored: Vec::new(),
-            bytes: 0,
-            pages_max: OBJECT_BYTES / header.page_size.bytes() as u64,
-            header: Header {
-                writer_id: workshop.writer,
-                ..header
-            },
-            draft,
-            writer,
-            pages: 0,
-            sizes,
-            database_pages,
-            sqlite_version: None,
-        })
-    }
-
-    async fn store_part(mut self, workshop: &Workshop) -> Result<Self> {
-        let (draft, writer) = open_object(workshop, &self.header)?;
+    /// Stores what is full as a part.
+    async fn emptied(mut self) -> Result<Self> {
+        let (draft, writer) = open_object(&self.workshop, &self.header)?;
         let draft = std::mem::replace(&mut self.draft, draft);
         let writer = std::mem::replace(&mut self.writer, writer);
         self.pages = 0;
@@ -548,7 +545,7 @@ impl Parts {
         };
         let generation = self.header.generation;
         let key = Key { generation, object }.to_string();
-        workshop.store(draft, out, &key, &written.hash).await?;
+        self.workshop.store(draft, out, &key, &written.hash).await?;
         let home = Home {
             id: written.object_id,
             key,
@@ -558,6 +555,28 @@ impl Parts {
         self.stored.push((home, runs));
         Ok(self)
     }
+}
+
+impl Parts {
+    fn new(workshop: &Workshop, header: Header, sizes: Sizes, database_pages: u32) -> Result<Self> {
+        let (draft, writer) = open_object(workshop, &header)?;
+        Ok(Self {
+            workshop: workshop.clone(),
+            stored: Vec::new(),
+            bytes: 0,
+            pages_max: OBJECT_BYTES / header.page_size.bytes() as u64,
+            header: Header {
+                writer_id: workshop.writer,
+                ..header
+            },
+            draft,
+            writer,
+            pages: 0,
+            sizes,
+            database_pages,
+            sqlite_version: None,
+        })
+    }
 
     /// All pages that were stored, ascending.
     fn runs(&self) -> Vec<Run> {
@@ -566,9 +585,10 @@ impl Parts {
     }
 
     /// Stores the map with the pages that are left.
-    async fn finish(self, workshop: &Workshop, map: NewMap, moment: &Moment) -> Result<Taken> {
+    async fn finish(self, map: NewMap, moment: &Moment) -> Result<Taken> {
         let pages = self.runs().iter().map(|run| u64::from(run.count)).sum();
         let Self {
+            workshop,
             draft,
             writer,
             bytes,

@@ -58,15 +58,7 @@ pub async fn merge(workshop: &Workshop, merge: &Merge) -> Result<Merged> {
     let scratch = scratch_in(&workshop.directory);
     let writer = SegmentWriter::new(out, draft.id, header.page_size, &scratch)?;
     let poured = segments.iter().map(|s| s.poured(s.range())).collect();
-    let writer = pour::pour(
-        &workshop.store,
-        header.page_size,
-        poured,
-        keep,
-        writer,
-        async |writer| Ok(writer),
-    )
-    .await?;
+    let writer = pour::pour(&workshop.store, header.page_size, poured, keep, writer).await?;
     let last = *timeline.last().expect("the last transaction is kept");
     let (out, written): (Out, Written) =
         blocking(move || writer.finish(&header, &timeline, &[], None)).await?;

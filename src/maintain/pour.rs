@@ -27,7 +27,7 @@ const GAP_BYTES: u64 = 32 << 10;
 const PARALLEL: usize = 8;
 
 /// Takes pages in the order of (page, transaction).
-pub(super) trait Sink: Send + 'static {
+pub(super) trait Sink: Send + Sized + 'static {
     /// The next one.
     ///
     /// # Errors
@@ -37,6 +37,14 @@ pub(super) trait Sink: Send + 'static {
     /// Takes no more before it was emptied.
     fn is_full(&self) -> bool {
         false
+    }
+
+    /// Makes room.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Disk`.
+    fn emptied(self) -> impl Future<Output = Result<Self>> + Send {
+        async { Ok(self) }
     }
 }
 
@@ -66,8 +74,7 @@ pub(super) struct Pouring<S> {
     sink: S,
 }
 
-/// Hands the kept versions of these objects to a sink; when that is full, to what `empty` makes of
-/// it.
+/// Hands the kept versions of these objects to a sink.
 ///
 /// # Errors
 /// `NotFound`, `Corrupt`, `Unavailable`, `Disk`.
@@ -77,7 +84,6 @@ pub(super) async fn pour<S: Sink>(
     objects: Vec<Poured>,
     keep: Keep,
     sink: S,
-    mut empty: impl AsyncFnMut(S) -> Result<S>,
 ) -> Result<S> {
     let mut pouring = blocking(move || Pouring::new(page_size, objects, keep, sink)).await?;
     loop {
@@ -85,7 +91,7 @@ pub(super) async fn pour<S: Sink>(
         pouring = next;
         match step {
             Step::Fetch => pouring.fetch(store).await?,
-            Step::Empty => pouring.sink = empty(pouring.sink).await?,
+            Step::Empty => pouring.sink = pouring.sink.emptied().await?,
             Step::Done => return Ok(pouring.sink),
         }
     }

@@ -19,11 +19,11 @@
 use crate::config::settings::Retention;
 use crate::format::ids::{GenerationId, Timestamp, Txid};
 use crate::format::key::MAX_LEVEL;
-use crate::maintain::survey::{Survey, SurveyedSegment};
+use crate::maintain::survey::{Survey, SurveyedSegment, end};
 use crate::storage::Listed;
 use crate::storage::cover::Piece;
 use clock::{Clock, Windows};
-use line::{Line, end};
+use line::Line;
 use points::{Chosen, children, choose};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -225,7 +225,7 @@ pub fn retain(
 ) -> Decision {
     let mut clock = Clock::new(now);
     let windows = Windows::new(policy, now);
-    let sizes = objects::sizes(survey);
+    let sizes = survey.sizes();
     let lines = survey.generations.iter();
     let lines: BTreeMap<GenerationId, Line<'_>> = lines
         .map(|(&id, surveyed)| (id, Line::new(id, surveyed, &sizes)))

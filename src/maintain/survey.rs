@@ -5,8 +5,9 @@ use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, ObjectId, Timestamp, Txid};
 use crate::format::snapshot::Home;
 use crate::storage::Listed;
-use crate::storage::catalog::{PartListing, SegmentListing, SnapshotListing};
-use std::collections::BTreeMap;
+use crate::storage::catalog::{Held, PartListing, SegmentListing, SnapshotListing};
+use crate::storage::cover::{Piece, Span, cover};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// One replica. Keys that are not ours are not in it: nobody touches them.
@@ -51,6 +52,8 @@ pub struct SnapshotInside {
     pub pages: u32,
     /// Pages stored in this object.
     pub stored_pages: u32,
+    /// Bytes in a page.
+    pub page_bytes: u32,
     /// Every other object that its map needs. It is a base only if all of them are listed.
     pub homes: Vec<Home>,
 }
@@ -76,4 +79,56 @@ pub struct SegmentInside {
     pub points: Arc<[(Txid, Timestamp)]>,
     /// Stored bytes of its page index: the sections that a reader needs before a page.
     pub index_bytes: u64,
+}
+
+impl Survey {
+    /// The lengths of all objects that a map can name, by key.
+    pub(super) fn sizes(&self) -> HashMap<&str, u64> {
+        let homes = self.generations.values().flat_map(|surveyed| {
+            let snapshots = surveyed.snapshots.iter().map(|s| &s.listed.object);
+            snapshots.chain(surveyed.parts.iter().map(|part| &part.object))
+        });
+        homes.map(|home| (home.key.as_str(), home.size)).collect()
+    }
+}
+
+impl SurveyedSnapshot {
+    /// Whether all is listed that its map needs, of objects with these sizes.
+    pub(super) fn is_complete(&self, sizes: &HashMap<&str, u64>) -> bool {
+        let is_listed = |home: &Home| sizes.get(home.key.as_str()) == Some(&home.length);
+        let inside = self.inside.as_ref();
+        inside.is_some_and(|inside| inside.homes.iter().all(is_listed))
+    }
+}
+
+/// Which segment, by its index, stands for which transactions.
+pub(super) fn pieces(segments: &[SurveyedSegment]) -> Vec<Piece> {
+    let held = Held::new(segments.iter().map(|segment| &segment.listed));
+    let standing = segments.iter().enumerate();
+    let standing = standing.filter(|(_, segment)| !held.has(&segment.listed));
+    let span = |segment: &SurveyedSegment| Span {
+        level: segment.listed.level,
+        first: segment.listed.first,
+        // It has one transaction at least.
+        last: end(segment).unwrap_or(segment.listed.first),
+    };
+    let (indexes, spans): (Vec<usize>, Vec<Span>) = standing.map(|(i, s)| (i, span(s))).unzip();
+    let named = cover(&spans).into_iter().map(|piece| Piece {
+        index: indexes[piece.index],
+        ..piece
+    });
+    named.collect()
+}
+
+/// The last transaction of a segment, if it is known.
+pub(super) fn end(segment: &SurveyedSegment) -> Option<Txid> {
+    let inside = || {
+        segment
+            .inside
+            .as_ref()?
+            .points
+            .last()
+            .map(|&(txid, _)| txid)
+    };
+    segment.listed.last.or_else(inside)
 }

@@ -113,6 +113,7 @@ impl Model {
                 directory: directory.path().to_owned(),
                 environment: Environment::of_tests(),
                 writer: WriterId([6; 8]),
+                kept: None,
             },
             _directory: directory,
             states: vec![(1..=pages).map(|page| (page, content(page, 1))).collect()],
@@ -626,7 +627,7 @@ async fn a_segment_that_lacks_something_accounts_for_nothing() {
     };
     assert_eq!(judge(&inputs, &whole).await, Ok(()));
     assert_eq!(judge(&inputs, &thinned).await, Ok(()));
-    assert_eq!(judge(&[whole.clone()], &thinned).await, Ok(()));
+    assert_eq!(judge(std::slice::from_ref(&whole), &thinned).await, Ok(()));
     let error = judge(&inputs, &first).await.unwrap_err();
     assert!(error.contains("it does not stand for"), "{error}");
     let error = judge(&[thinned], &whole).await;

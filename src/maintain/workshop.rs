@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::format::ids::{ObjectHash, ObjectId, WriterId};
 use crate::storage::Store;
 use crate::storage::blocking::blocking;
+use crate::storage::kept::Kept;
 use crate::storage::put::{self, Stored};
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -23,6 +24,8 @@ pub struct Workshop {
     pub environment: Environment,
     /// Who writes.
     pub writer: WriterId,
+    /// Where what was made stays for a while, to be read again.
+    pub kept: Option<Arc<Kept>>,
 }
 
 /// The file of an object that is being made. It goes when it is stored, or given up.
@@ -64,8 +67,24 @@ impl Workshop {
         let file = draft.file;
         let file = blocking(move || sync(out, &file).map(|()| file)).await?;
         match put::put_object(&*self.store, key, &file, hash).await? {
-            Stored::Now(_) | Stored::Before => Ok(()),
+            Stored::Now(_) | Stored::Before => {
+                self.keep(key.to_owned(), file).await;
+                Ok(())
+            }
             Stored::Taken => Err(put::taken(&*self.store, key)),
+        }
+    }
+}
+
+impl Workshop {
+    /// To lose it costs requests, and nothing else.
+    async fn keep(&self, key: String, file: TempPath) {
+        let Some(kept) = self.kept.clone() else {
+            return;
+        };
+        let keeping = blocking(move || kept.keep(&key, &file)).await;
+        if let Err(e) = keeping {
+            tracing::debug!("{e}");
         }
     }
 }

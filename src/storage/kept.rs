@@ -6,13 +6,18 @@
 //! checks its bytes as if they came from a store.
 
 use crate::error::{Error, Result};
+use crate::format::ids::Timestamp;
 use crate::format::key::Key;
+use crate::storage::blocking::blocking;
+use crate::storage::{Body, Listed, Put, Store};
+use async_trait::async_trait;
+use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 /// A directory of kept objects. Blocking, but brief: no call waits for a disk to have written.
@@ -129,6 +134,22 @@ impl Kept {
         (metadata.len() == length).then_some(file)
     }
 
+    /// Whether the object `key` is kept.
+    pub fn has(&self, key: &str) -> bool {
+        self.files().numbers.contains_key(key)
+    }
+
+    /// These bytes of the object `key`, if it is kept.
+    pub fn read(&self, key: &str, offset: u64, length: u64) -> Option<Vec<u8>> {
+        if !self.files().numbers.contains_key(key) {
+            return None;
+        }
+        let file = File::open(self.path(key)?).ok()?;
+        let mut bytes = vec![0; usize::try_from(length).ok()?];
+        file.read_exact_at(&mut bytes, offset).ok()?;
+        Some(bytes)
+    }
+
     /// Keeps these no more.
     pub fn forget<'a>(&self, keys: impl IntoIterator<Item = &'a str>) {
         let mut files = self.files();
@@ -177,6 +198,65 @@ impl Kept {
     /// What lies here. What panicked with the lock in hand is at worst a file too many.
     fn files(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A store of which some objects are kept here: ranges of those are read without a request.
+pub struct KeptStore {
+    inner: Arc<dyn Store>,
+    kept: Arc<Kept>,
+}
+
+impl KeptStore {
+    /// `kept` are objects of `inner`.
+    pub fn new(inner: Arc<dyn Store>, kept: Arc<Kept>) -> Arc<Self> {
+        Arc::new(Self { inner, kept })
+    }
+}
+
+#[async_trait]
+impl Store for KeptStore {
+    fn location(&self) -> &str {
+        self.inner.location()
+    }
+
+    fn below(&self, name: &str) -> Arc<dyn Store> {
+        self.inner.below(name)
+    }
+
+    fn date(&self) -> Option<Timestamp> {
+        self.inner.date()
+    }
+
+    async fn put(&self, key: &str, body: Body) -> Result<Put> {
+        self.inner.put(key, body).await
+    }
+
+    async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes> {
+        let (kept, named) = (Arc::clone(&self.kept), key.to_owned());
+        let read = blocking(move || Ok(kept.read(&named, offset, length))).await?;
+        match read {
+            Some(bytes) => Ok(bytes.into()),
+            None => self.inner.get_range(key, offset, length).await,
+        }
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<Listed>> {
+        self.inner.list(prefix, start_after).await
+    }
+
+    async fn list_folder(&self, prefix: &str) -> Result<Vec<String>> {
+        self.inner.list_folder(prefix).await
+    }
+
+    async fn delete(&self, keys: &[String]) -> Result<()> {
+        self.inner.delete(keys).await?;
+        self.kept.forget(keys.iter().map(String::as_str));
+        Ok(())
+    }
+
+    async fn abort_unfinished(&self, prefix: &str, before: Timestamp) -> Result<u64> {
+        self.inner.abort_unfinished(prefix, before).await
     }
 }
 

@@ -71,6 +71,7 @@ pub(crate) const REPLICA: Kind = Kind {
         "retention",
         "retention-check-interval",
         "snapshot-interval",
+        "merged-grace",
         "validation-interval",
     ],
 };

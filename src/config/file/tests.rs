@@ -64,7 +64,7 @@ fn the_least_file_has_a_database_and_a_place() {
     assert_eq!(replica.name, "/backup/app");
     assert_eq!(replica.location, Location::Directory("/backup/app".into()));
     assert_eq!(replica.sync_interval, Duration::from_secs(1));
-    assert_eq!(replica.retention, None);
+    assert_eq!(replica.retention, Retention::WEEK);
     assert_eq!(replica.retention_check_interval, HOUR);
     assert_eq!(replica.snapshot_interval, 24 * HOUR);
     assert_eq!(replica.validation_interval, None);
@@ -102,11 +102,11 @@ fn every_key_is_understood() {
     assert_eq!(url.sync_interval, Duration::ZERO);
     assert_eq!(
         url.retention,
-        Some(Retention {
+        Retention {
             all: Some(parse_duration("7d").unwrap()),
             hourly: None,
             daily: Some(parse_duration("1y").unwrap()),
-        })
+        }
     );
     let Location::S3(place) = &bucket.location else {
         panic!("{bucket:?}");
@@ -119,7 +119,7 @@ fn every_key_is_understood() {
     assert_eq!(own.access_key_id, "other$");
     assert_eq!(own.secret_access_key.reveal(), "a-hunter2");
     assert_eq!(file.location, Location::Directory("/etc/beside".into()));
-    assert_eq!(file.retention.unwrap().all, Some(24 * HOUR));
+    assert_eq!(file.retention.all, Some(24 * HOUR));
     assert_eq!(file.validation_interval, Some(6 * HOUR));
 }
 

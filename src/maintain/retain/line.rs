@@ -5,9 +5,8 @@
 //! counts as whole: so more counts as open than readers may find, never less.
 
 use crate::format::ids::{GenerationId, Timestamp, Txid};
-use crate::maintain::survey::{Surveyed, SurveyedSegment};
-use crate::storage::catalog::Held;
-use crate::storage::cover::{Piece, Span, cover};
+use crate::maintain::survey::{Surveyed, SurveyedSegment, end, pieces};
+use crate::storage::cover::Piece;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -76,12 +75,8 @@ impl<'a> Line<'a> {
         sizes: &HashMap<&str, u64>,
     ) -> Self {
         let pieces = pieces(&surveyed.segments);
-        let is_whole = |index: usize| {
-            let inside = surveyed.snapshots[index].inside.as_ref();
-            let is_listed = |key: &str, length| sizes.get(key) == Some(&length);
-            inside.is_some_and(|i| i.homes.iter().all(|h| is_listed(&h.key, h.length)))
-        };
-        let is_complete: Vec<bool> = (0..surveyed.snapshots.len()).map(is_whole).collect();
+        let snapshots = surveyed.snapshots.iter();
+        let is_complete: Vec<bool> = snapshots.map(|s| s.is_complete(sizes)).collect();
         let base = |index| base(surveyed, index);
         let all = 0..surveyed.snapshots.len();
         let complete: Vec<Base> = all.clone().filter(|&i| is_complete[i]).map(base).collect();
@@ -175,37 +170,6 @@ impl<'a> Line<'a> {
         let begins = first.from <= segment.listed.first;
         begins && is_whole && end(segment).is_some_and(|end| end <= last.to)
     }
-}
-
-/// The last transaction of a segment, if it is known.
-pub(super) fn end(segment: &SurveyedSegment) -> Option<Txid> {
-    let inside = || {
-        segment
-            .inside
-            .as_ref()?
-            .points
-            .last()
-            .map(|&(txid, _)| txid)
-    };
-    segment.listed.last.or_else(inside)
-}
-
-fn pieces(segments: &[SurveyedSegment]) -> Vec<Piece> {
-    let held = Held::new(segments.iter().map(|segment| &segment.listed));
-    let standing = segments.iter().enumerate();
-    let standing = standing.filter(|(_, segment)| !held.has(&segment.listed));
-    let span = |segment: &SurveyedSegment| Span {
-        level: segment.listed.level,
-        first: segment.listed.first,
-        // It has one transaction at least.
-        last: end(segment).unwrap_or(segment.listed.first),
-    };
-    let (indexes, spans): (Vec<usize>, Vec<Span>) = standing.map(|(i, s)| (i, span(s))).unzip();
-    let named = cover(&spans).into_iter().map(|piece| Piece {
-        index: indexes[piece.index],
-        ..piece
-    });
-    named.collect()
 }
 
 fn base(surveyed: &Surveyed, index: usize) -> Base {

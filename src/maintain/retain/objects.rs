@@ -6,18 +6,9 @@ use super::line::Line;
 use super::points::Chosen;
 use super::{Decision, Deletion, ORPHANED_FOR, UNNEEDED_FOR, Why, YOUNG};
 use crate::format::ids::{GenerationId, Timestamp};
-use crate::maintain::survey::{Survey, Surveyed};
+use crate::maintain::survey::Surveyed;
 use crate::storage::Listed;
-use std::collections::{BTreeMap, HashMap, HashSet};
-
-/// The lengths of all objects that a map can name.
-pub(super) fn sizes(survey: &Survey) -> HashMap<&str, u64> {
-    let homes = survey.generations.values().flat_map(|surveyed| {
-        let snapshots = surveyed.snapshots.iter().map(|s| &s.listed.object);
-        snapshots.chain(surveyed.parts.iter().map(|part| &part.object))
-    });
-    homes.map(|home| (home.key.as_str(), home.size)).collect()
-}
+use std::collections::{BTreeMap, HashSet};
 
 /// Adds what of snapshots, parts and claims goes, and all of what was abandoned. Snapshots go
 /// before what they name.

@@ -210,6 +210,7 @@ impl World {
             since: txid(since),
             pages: 1,
             stored_pages: 1,
+            page_bytes: 512,
             homes: homes.collect(),
         };
         let surveyed = self.surveyed(which);

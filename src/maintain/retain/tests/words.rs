@@ -171,6 +171,7 @@ impl Reader {
             since: txid(since),
             pages: 1,
             stored_pages: 1,
+            page_bytes: 4096,
             homes: homes.collect(),
         }
     }
