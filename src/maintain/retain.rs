@@ -216,6 +216,9 @@ impl fmt::Display for Why {
 /// A segment may be left unread if it lies wholly in the window of all commits. An upload that a
 /// merged segment holds, and that ends behind it by its neighbours' names, should be read: as long
 /// as it may hold more than that one, both stay.
+///
+/// A claim that is damaged hides through which generations readers come: as long as there is one,
+/// nobody should decide.
 pub fn retain(
     survey: &Survey,
     unneeded: &BTreeMap<String, Timestamp>,

@@ -482,3 +482,39 @@ fn reasons_are_sentences() {
     );
     assert_eq!(Keep::Daily.to_string(), "the last commit of its day");
 }
+
+#[test]
+fn a_fuzzy_snapshot_needs_the_segments_from_its_beginning_on() {
+    let one = ["snap@7/1 seg@2-5 seg@6-9 snap@9 seg@10-60"];
+    check(&one, "all=53", 60, "thin seg@2-5 to 5");
+    check(&one, "all=51", 60, "seg@2-5 expired; seg@6-9 expired");
+}
+
+#[test]
+fn readers_pass_over_what_they_do_not_share() {
+    // The third one shares the second one up to txid 5 only, before its snapshot.
+    let three = [
+        "1: snap@1 seg@2-30",
+        "2<1/30+31: snap@10/1 seg@2-20",
+        "3<2/5+60: snap@1 seg@2-40",
+    ];
+    let kept = "30 windowstart; 2/19 windowstart; 2/20-2/20 1 recent; 3/1-3/40 40 recent";
+    keeps(&three, "all=50", 100, kept);
+}
+
+#[test]
+fn the_next_time_is_that_of_the_next_change() {
+    #[track_caller]
+    fn next(keep: &str, now: i64, expect: Option<i64>) {
+        let survey = survey(&["snap@1 seg@2-50 seg@51-60"]);
+        let before = BTreeMap::new();
+        let decision = retain(&survey, &before, &policy(keep), &Limits::default(), at(now));
+        assert_eq!(decision.next, expect.map(at));
+    }
+    // The start of the window comes to a segment, and leaves it.
+    next("all=10", 60, Some(61));
+    next("all=10", 61, Some(70));
+    next("all=10", 70, None);
+    // The last of the hour before last, 53, leaves.
+    next("hourly=100", 152, Some(153));
+}
