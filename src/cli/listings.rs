@@ -156,7 +156,8 @@ async fn replica_of(
     generation: Option<GenerationId>,
 ) -> Result<Arc<Replica>> {
     let candidates = Target::find(&args.target, config)?.candidates(args.replica.as_deref())?;
-    first(&candidates, async |replica, _| {
+    let look = async |replica: &Arc<Replica>| replica.refresh().await;
+    first(&candidates, look, async |replica, _, ()| {
         refuse_unknown(replica, generation)?;
         Ok((Arc::clone(replica), None))
     })

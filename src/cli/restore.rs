@@ -6,9 +6,10 @@ use crate::cli::target::{Target, first};
 use crate::cli::{clock, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use sqlrepl::error::{Error, ErrorKind, Result};
-use sqlrepl::format::ids::{RestorePoint, Timestamp};
+use sqlrepl::format::ids::RestorePoint;
 use sqlrepl::format::moment::Moment;
 use sqlrepl::materialize::pages::Database;
+use sqlrepl::materialize::replica::Replica;
 use sqlrepl::restore::{RestoreOptions, refuse_existing, restore, summarize};
 use std::cell::Cell;
 use std::io::IsTerminal;
@@ -36,15 +37,25 @@ pub(crate) async fn run(args: Restore, config: &Config) -> Result<()> {
         (None, None) => Moment::Latest,
     };
     let holds_something = Cell::new(false);
-    let opened = first(&candidates, async |replica, candidate| {
-        holds_something.set(holds_something.get() || replica.newest().is_some());
-        let resolve = |moment| match args.generation {
-            Some(generation) => replica.resolve_in(generation, moment),
-            None => replica.resolve(moment),
-        };
-        let point = resolve(moment)?;
-        let end = end_before(moment, resolve(Moment::Latest)?.time);
+    let look = async |replica: &Arc<Replica>| {
+        let located = replica.locate(moment, args.generation).await;
+        // All of it was read then.
+        let holds = located.is_err() && replica.newest().is_some();
+        holds_something.set(holds_something.get() || located.is_ok() || holds);
+        located
+    };
+    let has_others = candidates.len() > 1;
+    // With the end of the replica, if the moment may lie behind it.
+    let opened = first(&candidates, look, async |replica, candidate, point| {
         let database = replica.open(&point).await?;
+        let end = match moment {
+            Moment::Latest => Some(point.time),
+            Moment::At(time) if has_others => {
+                let last = replica.locate(Moment::Latest, args.generation).await?;
+                (time > last.time).then_some(last.time)
+            }
+            Moment::At(_) | Moment::Txid(..) => None,
+        };
         Ok(((database, point, candidate.name.clone()), end))
     })
     .await;
@@ -61,15 +72,6 @@ pub(crate) async fn run(args: Restore, config: &Config) -> Result<()> {
             let what = described(&from, &point, &output);
             write(&args, &database, &output, &what).await
         }
-    }
-}
-
-/// The end of a replica, if the moment may lie behind it.
-fn end_before(moment: Moment, end: Timestamp) -> Option<Timestamp> {
-    match moment {
-        Moment::Latest => Some(end),
-        Moment::At(time) => (time > end).then_some(end),
-        Moment::Txid(..) => None,
     }
 }
 

@@ -129,6 +129,13 @@ fn nowhere(text: &str, settings: Option<&Settings>) -> String {
 
 /// The replica at a place that must be there already, read once.
 pub(crate) async fn open(location: &Location) -> Result<Arc<Replica>> {
+    let replica = reach(location).await?;
+    replica.refresh().await?;
+    Ok(replica)
+}
+
+/// The same before anything is read of it.
+async fn reach(location: &Location) -> Result<Arc<Replica>> {
     if let Location::Directory(path) = location
         && !path.is_dir()
     {
@@ -137,9 +144,7 @@ pub(crate) async fn open(location: &Location) -> Result<Arc<Replica>> {
         )));
     }
     let cache = Arc::new(BlockCache::new(CACHE_BYTES));
-    let replica = Replica::new(storage::open(location).await?, cache);
-    replica.refresh().await?;
-    Ok(replica)
+    Ok(Replica::new(storage::open(location).await?, cache))
 }
 
 /// What a replica has of what was asked for; and, if that is the last that it holds, of when that
@@ -148,19 +153,21 @@ pub(crate) type Answer<T> = (T, Option<Timestamp>);
 
 /// What `ask` gives of the first replica that answers and has what it asks for, or, where none has
 /// all of it, of the one that goes furthest. Those that are passed over for that are warned of.
+/// `look` reads of a replica what there is to ask about, in time while there is another one.
 ///
 /// # Errors
 /// The only one's; else what came of each, as `NotFound` only if none has it, for sure.
-pub(crate) async fn first<T>(
+pub(crate) async fn first<L, T>(
     candidates: &[Candidate],
-    ask: impl AsyncFn(&Arc<Replica>, &Candidate) -> Result<Answer<T>>,
+    look: impl AsyncFn(&Arc<Replica>) -> Result<L>,
+    ask: impl AsyncFn(&Arc<Replica>, &Candidate, L) -> Result<Answer<T>>,
 ) -> Result<T> {
     let mut failures: Vec<(&str, Error)> = Vec::new();
     let mut furthest: Option<(&str, T, Timestamp)> = None;
     for (n, candidate) in candidates.iter().enumerate() {
         let has_others = n + 1 < candidates.len() || furthest.is_some();
-        let asked = match look(candidate, has_others).await {
-            Ok(replica) => ask(&replica, candidate).await,
+        let asked = match in_time(&look, candidate, has_others).await {
+            Ok((replica, looked)) => ask(&replica, candidate, looked).await,
             Err(e) => Err(e),
         };
         match (asked, &furthest) {
@@ -188,9 +195,17 @@ pub(crate) async fn first<T>(
     }
 }
 
-/// A replica, read once. While there is another one it must answer in time.
-async fn look(candidate: &Candidate, has_others: bool) -> Result<Arc<Replica>> {
-    let look = open(&candidate.location);
+/// A replica, looked at. While there is another one it must answer in time.
+async fn in_time<L>(
+    look: &impl AsyncFn(&Arc<Replica>) -> Result<L>,
+    candidate: &Candidate,
+    has_others: bool,
+) -> Result<(Arc<Replica>, L)> {
+    let look = async {
+        let replica = reach(&candidate.location).await?;
+        let looked = look(&replica).await?;
+        Ok((replica, looked))
+    };
     if !has_others {
         return look.await;
     }

@@ -160,7 +160,10 @@ impl Snapshot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Damaged {
     Claim,
-    Snapshot(Txid),
+    Snapshot {
+        txid: Txid,
+        time: Timestamp,
+    },
     /// With the transactions that its key names; `last` is beyond all where the key has none.
     Segment {
         first: Txid,
@@ -185,13 +188,13 @@ impl Damage {
     fn segment(&self) -> Option<(Txid, Txid)> {
         match self.what {
             Damaged::Segment { first, last } => Some((first, last)),
-            Damaged::Claim | Damaged::Snapshot(_) => None,
+            Damaged::Claim | Damaged::Snapshot { .. } => None,
         }
     }
 
-    fn snapshot(&self) -> Option<Txid> {
+    fn snapshot(&self) -> Option<(Txid, Timestamp)> {
         match self.what {
-            Damaged::Snapshot(txid) => Some(txid),
+            Damaged::Snapshot { txid, time } => Some((txid, time)),
             Damaged::Claim | Damaged::Segment { .. } => None,
         }
     }
@@ -214,7 +217,17 @@ pub(crate) struct Parts {
     pub(crate) snapshots: Vec<(Arc<Snapshot>, Option<Lack>)>,
     /// In the order of the listing.
     pub(crate) segments: Vec<Arc<Segment>>,
+    /// What the first of them may go on from.
+    pub(crate) border: Option<Border>,
     pub(crate) damage: Vec<Damage>,
+}
+
+/// The end of a segment of which no more is known.
+#[derive(Clone, Debug)]
+pub(crate) struct Border {
+    pub(crate) key: String,
+    pub(crate) last: Txid,
+    pub(crate) hands_on: ObjectHash,
 }
 
 /// One generation.
@@ -285,8 +298,15 @@ impl History {
             claim,
             snapshots,
             mut segments,
+            border,
             mut damage,
         } = parts;
+        let claimed = claim.as_ref().map(|claim| Border {
+            key: claim.object.key.clone(),
+            last: Txid::FIRST,
+            hands_on: claim.hash,
+        });
+        let border = border.or(claimed);
         let bases = snapshots.iter().map(|(snapshot, lack)| Base {
             txid: snapshot.txid,
             since: snapshot.since,
@@ -301,7 +321,7 @@ impl History {
         // Each round takes out one segment that does not fit, so this ends.
         loop {
             shape.pieces = cover(&spans(&segments));
-            match misfit(&segments, &shape, claim.as_deref(), page_size) {
+            match misfit(&segments, &shape, border.as_ref(), page_size) {
                 Some((index, found)) => {
                     segments.remove(index);
                     damage.push(found);
@@ -316,7 +336,8 @@ impl History {
         shape.marks.sort_unstable();
         shape.unreadable = damage.iter().filter_map(|found| found.segment()).collect();
         shape.unreadable.sort_unstable();
-        shape.unreadable_snapshots = damage.iter().filter_map(|found| found.snapshot()).collect();
+        let unreadable = damage.iter().filter_map(|found| found.snapshot());
+        shape.unreadable_snapshots = unreadable.map(|(txid, _)| txid).collect();
         let reach = plan::reach(&shape);
         let chunks = chunks(&snapshots, &segments, &shape, &reach);
         Self {
@@ -360,6 +381,12 @@ impl History {
     /// True if a moment can be opened from the snapshot with this index.
     pub(crate) fn is_complete(&self, snapshot: usize) -> bool {
         self.shape.snapshots[snapshot].is_complete
+    }
+
+    /// True if moments can be opened from a snapshot of this transaction.
+    pub(crate) fn begins_at(&self, txid: Txid) -> bool {
+        let mut bases = self.shape.snapshots.iter();
+        bases.any(|base| base.txid == txid && base.is_complete)
     }
 
     /// Bytes in a page.
@@ -532,8 +559,8 @@ impl History {
 
     /// A damaged snapshot of such a transaction.
     fn damaged_snapshot(&self, which: impl Fn(Txid) -> bool) -> Option<&Damage> {
-        let is_one = |what| matches!(what, Damaged::Snapshot(txid) if which(txid));
-        self.damage.iter().find(|damage| is_one(damage.what))
+        let is_one = |damage: &&Damage| damage.snapshot().is_some_and(|(txid, _)| which(txid));
+        self.damage.iter().find(is_one)
     }
 
     fn damage_at(&self, found: &Break) -> Option<&Damage> {
@@ -591,6 +618,12 @@ impl Line for Arc<History> {
     }
 
     fn at(&self, time: Timestamp, limit: Option<Txid>) -> Result<Option<RestorePoint>> {
+        let is_before = |txid, at| at <= time && limit.is_none_or(|limit| txid <= limit);
+        let mut snapshots = self.snapshots_listed();
+        if !snapshots.any(|(txid, at)| is_before(txid, at)) {
+            // Whatever is damaged or missing, it lies before all that this generation can have.
+            return Ok(None);
+        }
         if self.chunks.is_empty() {
             let damage = self.damaged_snapshot(|_| true).map(Damage::error);
             let mut breaks = self.reach.breaks.iter().filter(|found| !found.is_gap());
@@ -622,8 +655,14 @@ impl Line for Arc<History> {
 }
 
 impl History {
+    /// Of all snapshots, damaged ones too.
+    fn snapshots_listed(&self) -> impl Iterator<Item = (Txid, Timestamp)> + '_ {
+        let read = self.snapshots.iter().map(|s| (s.txid, s.point.time));
+        read.chain(self.damage.iter().filter_map(Damage::snapshot))
+    }
+
     /// The first restore point after a transaction.
-    fn after(&self, txid: Txid) -> Option<&Point> {
+    pub(crate) fn after(&self, txid: Txid) -> Option<&Point> {
         let index = self
             .chunks
             .partition_point(|chunk| chunk.last().txid <= txid);
@@ -645,10 +684,10 @@ fn spans(segments: &[Arc<Segment>]) -> Vec<Span> {
 fn misfit(
     segments: &[Arc<Segment>],
     shape: &Shape,
-    claim: Option<&ReadClaim>,
+    border: Option<&Border>,
     page_size: Option<PageSize>,
 ) -> Option<(usize, Damage)> {
-    let mut before = claim.map(|claim| (Txid::FIRST, claim.hash, claim.object.key.as_str()));
+    let mut before = border.map(|border| (border.last, border.hands_on, border.key.as_str()));
     for piece in &shape.pieces {
         let segment = &segments[piece.index];
         let wrong = |what: String| Damage {
@@ -698,7 +737,11 @@ fn chunks(
         let start = shape.pieces.partition_point(|p| p.to <= base.since);
         let end = shape.pieces.partition_point(|p| p.from <= stretch.last);
         let pieces = &shape.pieces[start..end.max(start)];
-        let (below, _) = pieces.split_at(pieces.partition_point(|p| p.from <= stretch.first));
+        // A fuzzy one needs segments for its own moment, too.
+        let is_fuzzy = base.since < base.txid;
+        let below = pieces
+            .iter()
+            .take_while(|p| is_fuzzy && p.from <= stretch.first);
         let mut below_first = Sieve::default();
         for piece in below {
             below_first.pass(&segments[piece.index], piece);

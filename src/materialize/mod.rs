@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`replica`] | one replica as readers see it: restore points, resolving, opening |
 //! | `refresh` | from listings to histories: reads what is new, once |
+//! | `narrow` | pure: what of a listing one moment can need |
 //! | `history` | one generation: its objects checked against each other, its restore points |
 //! | `plan` | pure: which objects a moment needs, which moment a time means |
 //! | `overlay` | pure: page versions of many segments, laid over a map |
@@ -22,6 +23,7 @@ pub(crate) mod fetch;
 pub(crate) mod history;
 #[cfg(test)]
 pub(crate) mod model;
+pub(crate) mod narrow;
 pub(crate) mod overlay;
 pub mod pages;
 pub(crate) mod plan;

@@ -203,12 +203,15 @@ impl Writer {
     /// A generation that goes on from this one at a txid that both share, with the pages as they
     /// were there but for a few that changed meanwhile. Its first snapshot maps into ours.
     pub(crate) async fn child(&mut self, shared: u64) -> Self {
+        self.child_named(shared, self.id.ordinal + 1).await
+    }
+
+    async fn child_named(&mut self, shared: u64, ordinal: u32) -> Self {
         let parent = Parent {
             generation: self.id,
             txid: txid(shared),
         };
         let random = Random::new(self.random.next());
-        let ordinal = self.id.ordinal + 1;
         let time = later(self.commits[self.commits.keys().last().unwrap()].time, 5);
         let image = self.commits[&shared].image.clone();
         let store = Arc::clone(&self.store);
@@ -816,6 +819,31 @@ pub(crate) async fn build(
     // The parent goes on for a while, as a clone of a machine would.
     writer.step().await;
     [writer, child]
+}
+
+/// The same with overlapping segments, and a third generation that goes on from either.
+pub(crate) async fn build_tangled(
+    store: &Arc<dyn Store>,
+    seed: u64,
+    page_size: u32,
+    pages: u32,
+) -> Vec<Writer> {
+    let mut writers = Vec::from(build(store, seed, page_size, pages).await);
+    let parent = writers[0].random.below(2) as usize;
+    let points = writers[parent].points();
+    let shared = writers[0].random.below(points.len() as u64) as usize;
+    let shared = points[shared].txid.get();
+    let mut child = writers[parent].child_named(shared, 3).await;
+    for _ in 0..10 {
+        child.step().await;
+    }
+    writers.push(child);
+    for writer in &mut writers {
+        while writer.random.percent(50) {
+            writer.overlap().await;
+        }
+    }
+    writers
 }
 
 /// The bytes of the database at a restore point.

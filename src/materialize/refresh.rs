@@ -9,21 +9,24 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::claim::Claim;
-use crate::format::container::{Header, Kind, SectionKind, SectionRef};
-use crate::format::ids::{GenerationId, ObjectHash, Txid};
+use crate::format::container::{Footer, Header, Kind, Parent, SectionKind, SectionRef};
+use crate::format::ids::{GenerationId, ObjectHash, RestorePoint, Timestamp, Txid};
 use crate::format::key::{GENERATIONS, Key, ObjectKey};
+use crate::format::moment::Moment;
 use crate::format::segment::{Predecessor, SegmentIndex, decode_predecessors};
 use crate::format::snapshot::{Home, MapRoot};
 use crate::materialize::cache::{Index, IndexPiece, Table};
 use crate::materialize::fetch::{self, Fetcher, PARALLEL};
 use crate::materialize::history::{
-    Damage, Damaged, History, Lack, Object, Parts, Point, ReadClaim, Segment, Snapshot,
+    Border, Damage, Damaged, History, Lack, Object, Parts, Point, ReadClaim, Segment, Snapshot,
 };
-use crate::materialize::plan;
+use crate::materialize::narrow::{self, Narrowed, Selection};
+use crate::materialize::plan::{self, Line};
 use crate::storage::Listed;
 use crate::storage::catalog::{Catalog, GenerationListing, SegmentListing, SnapshotListing};
-use crate::storage::cover::{Span, cover};
+use crate::storage::cover::Span;
 use crate::storage::object::{StoredObject, get_exactly};
+use futures_util::future::join_all;
 use futures_util::{Stream, StreamExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -91,6 +94,9 @@ struct ReadSnapshot {
 /// What went wrong with which object.
 type Failures = HashMap<String, (GenerationId, Damaged, Error)>;
 
+/// What the first segments that are read may go on from, by generation.
+type Borders = BTreeMap<GenerationId, Border>;
+
 /// The segments that count, by generation.
 type Counting<'a> = HashMap<GenerationId, Vec<&'a SegmentListing>>;
 
@@ -143,7 +149,7 @@ impl Loader {
             let lacking = self.incomplete();
             let unsure = vanished || !lacking.is_subset(&self.incomplete);
             self.incomplete = lacking;
-            let histories = self.assemble(&catalog, &counting, failures, old);
+            let histories = self.assemble(&catalog, &counting, failures, &Borders::new(), old);
             self.forget_incomplete();
             self.catalog = Arc::new(catalog);
             self.is_settled = histories.values().all(|history| history.damage.is_empty());
@@ -152,6 +158,64 @@ impl Loader {
                 return Ok(Some(Refreshed { catalog, histories }));
             }
         }
+    }
+
+    /// Lists the replica and reads what one moment needs, by the names. `None` if that does not
+    /// lead to a clean point: then the whole listing says what the moment means.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub(crate) async fn locate(
+        &mut self,
+        moment: Moment,
+        generation: Option<GenerationId>,
+    ) -> Result<Option<(Refreshed, RestorePoint)>> {
+        let catalog = Catalog::new(self.fetcher.store.list(GENERATIONS, None).await?);
+        // The next refresh must not take what it has for all that there is.
+        self.is_settled &= catalog == *self.catalog;
+        self.forget_unlisted(&catalog);
+        let selection = loop {
+            let claims = |id| self.parent(&catalog, id);
+            match narrow::narrow(&catalog, &claims, moment, generation) {
+                Narrowed::To(selection) => break selection,
+                Narrowed::Claims(ids) if self.read_claims(&catalog, &ids).await? => {}
+                Narrowed::Claims(_) | Narrowed::Unclear => return Ok(None),
+            }
+        };
+        let counting: Counting = selection.catalog.generations.iter().map(counting).collect();
+        let fetcher = Arc::clone(&self.fetcher);
+        let (failures, borders) = tokio::try_join!(
+            self.read_new(&selection.catalog, &counting),
+            read_borders(&fetcher, &selection.borders)
+        )?;
+        let Some(borders) = borders.filter(|_| failures.is_empty()) else {
+            return Ok(None);
+        };
+        let none = Histories::new();
+        let histories = self.assemble(&selection.catalog, &counting, failures, &borders, &none);
+        self.forget_incomplete();
+        let point = found(&selection, &histories, moment);
+        let catalog = Arc::new(selection.catalog);
+        Ok(point.map(|point| (Refreshed { catalog, histories }, point)))
+    }
+
+    /// What the claim of a generation names, if it was read.
+    fn parent(&self, catalog: &Catalog, id: GenerationId) -> Option<Option<Parent>> {
+        let claim = catalog.generations.get(&id)?.claim.as_ref()?;
+        Some(self.claims.get(&claim.key)?.claim.parent)
+    }
+
+    /// True if all of them could be read.
+    async fn read_claims(&mut self, catalog: &Catalog, ids: &[GenerationId]) -> Result<bool> {
+        let claim = |id: &GenerationId| Some((*id, catalog.generations.get(id)?.claim.as_ref()?));
+        let jobs = ids.iter().filter_map(claim);
+        let jobs = jobs.map(|(id, claim)| Job::Claim(id, self.object(claim)));
+        let mut results = read_all(&self.fetcher, jobs.collect());
+        let mut failures = Failures::new();
+        while let Some((job, result)) = results.next().await {
+            self.keep(job, result, &mut failures)?;
+        }
+        Ok(failures.is_empty() && !ids.is_empty())
     }
 
     fn forget_unlisted(&mut self, catalog: &Catalog) {
@@ -285,7 +349,10 @@ impl Loader {
     fn keep(&mut self, job: Job, result: Result<Loaded>, failures: &mut Failures) -> Result<()> {
         let (id, what, object) = match job {
             Job::Claim(id, object) => (id, Damaged::Claim, object),
-            Job::Snapshot(id, listed, object) => (id, Damaged::Snapshot(listed.txid), object),
+            Job::Snapshot(id, listed, object) => {
+                let SnapshotListing { txid, time, .. } = listed;
+                (id, Damaged::Snapshot { txid, time }, object)
+            }
             Job::Segment(id, listed, object) => (id, damaged(&listed), object),
         };
         match result {
@@ -380,6 +447,7 @@ impl Loader {
         catalog: &Catalog,
         counting: &Counting<'_>,
         failures: Failures,
+        borders: &Borders,
         old: &Histories,
     ) -> Histories {
         let mut damage: HashMap<GenerationId, Vec<Damage>> = HashMap::new();
@@ -396,12 +464,11 @@ impl Loader {
         }
         let mut histories = Histories::new();
         for (&id, generation) in &catalog.generations {
-            let parts = self.parts(
-                id,
-                generation,
-                &counting[&id],
-                damage.remove(&id).unwrap_or_default(),
-            );
+            let damage = damage.remove(&id).unwrap_or_default();
+            let parts = Parts {
+                border: borders.get(&id).cloned(),
+                ..self.parts(id, generation, &counting[&id], damage)
+            };
             let kept = old.get(&id).filter(|history| history.is_made_from(&parts));
             let history = kept
                 .cloned()
@@ -432,8 +499,96 @@ impl Loader {
                 .iter()
                 .filter_map(|s| self.segments.get(&s.object.key).cloned())
                 .collect(),
+            border: None,
             damage,
         }
+    }
+}
+
+/// The point that a moment means, if what was selected by names alone holds it, whole and without
+/// any doubt.
+fn found(selection: &Selection, histories: &Histories, moment: Moment) -> Option<RestorePoint> {
+    let is_known = |id: &GenerationId| histories.get(id).is_some_and(|history| history.exists());
+    let is_clean = histories.values().all(|history| history.damage.is_empty());
+    if !is_clean || !selection.before.iter().all(is_known) {
+        return None;
+    }
+    for target in &selection.targets {
+        let history = &histories[&target.generation];
+        if !history.begins_at(target.base) {
+            return None;
+        }
+        let point = match moment {
+            Moment::Latest => history.at(Timestamp::from_micros(i64::MAX), None).ok()?,
+            Moment::At(time) => history.at(time, selection.limit).ok()?,
+            Moment::Txid(_, txid) if history.broken_at(txid).is_some() => return None,
+            Moment::Txid(_, txid) => history.point(txid),
+        };
+        if let Some(point) = point {
+            let is_certain = match moment {
+                Moment::At(time) if target.is_cut => {
+                    let is_last = point.time == time || Some(point.txid) == selection.limit;
+                    is_last || history.after(point.txid).is_some()
+                }
+                Moment::At(_) | Moment::Latest | Moment::Txid(..) => true,
+            };
+            let is_opened = point.txid >= target.base && history.needed(point.txid).is_ok();
+            return (is_certain && is_opened).then_some(point);
+        }
+    }
+    None
+}
+
+/// Reads the footers of segments, as far as their ends; `None` if one is not what its name says.
+async fn read_borders(
+    fetcher: &Fetcher,
+    wanted: &[(GenerationId, SegmentListing)],
+) -> Result<Option<Borders>> {
+    let reads = wanted
+        .iter()
+        .map(|(id, listed)| read_border(fetcher, *id, listed));
+    let mut borders = Borders::new();
+    for (read, (id, _)) in join_all(reads).await.into_iter().zip(wanted) {
+        match read {
+            Ok(Some(border)) => borders.insert(*id, border),
+            Err(e) if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Disk) => {
+                return Err(e);
+            }
+            Ok(None) | Err(_) => return Ok(None),
+        };
+    }
+    Ok(Some(borders))
+}
+
+async fn read_border(
+    fetcher: &Fetcher,
+    id: GenerationId,
+    listed: &SegmentListing,
+) -> Result<Option<Border>> {
+    let Listed { key, size, .. } = &listed.object;
+    let footer = StoredObject::open(&*fetcher.store, key, *size)
+        .await?
+        .footer;
+    let header = &footer.header;
+    let named = narrow::span(listed);
+    let is_named = header.level == named.level
+        && header.first == named.first
+        && (header.last == named.last || listed.level == 0 && header.last < named.last);
+    if !is_named || agree(id, Kind::Segment, listed.hash8, &footer).is_err() {
+        return Ok(None);
+    }
+    Ok(Some(Border {
+        key: key.clone(),
+        last: header.last,
+        hands_on: hands_on(&footer),
+    }))
+}
+
+/// The hash that the level-0 segment after a segment carries.
+fn hands_on(footer: &Footer) -> ObjectHash {
+    match footer.header.level {
+        0 => footer.hash,
+        _ => footer.header.last_input,
     }
 }
 
@@ -466,9 +621,7 @@ fn objects(generation: &GenerationListing) -> impl Iterator<Item = &Listed> {
 fn counting<'a>(
     (&id, generation): (&GenerationId, &'a GenerationListing),
 ) -> (GenerationId, Vec<&'a SegmentListing>) {
-    let standing: Vec<&SegmentListing> = generation.standing().collect();
-    let spans: Vec<Span> = standing.iter().map(|segment| span(segment)).collect();
-    let pieces = cover(&spans);
+    let (standing, pieces) = narrow::standing(generation);
     let mut indexes: Vec<usize> = pieces.iter().map(|piece| piece.index).collect();
     indexes.sort_unstable();
     indexes.dedup();
@@ -476,17 +629,8 @@ fn counting<'a>(
     (id, segments.collect())
 }
 
-fn span(segment: &SegmentListing) -> Span {
-    Span {
-        level: segment.level,
-        first: segment.first,
-        // The newest segment of level 0 goes on until its footer says otherwise.
-        last: segment.last.or(Txid::new(u64::MAX)).expect("it is not 0"),
-    }
-}
-
 fn damaged(listed: &SegmentListing) -> Damaged {
-    let Span { first, last, .. } = span(listed);
+    let Span { first, last, .. } = narrow::span(listed);
     Damaged::Segment { first, last }
 }
 
@@ -568,6 +712,9 @@ async fn read_segment(
     agree(id, Kind::Segment, listed.hash8, &stored.footer).map_err(wrong)?;
     let index = fetcher.segment_index(&stored).await?;
     let ends_as_named = listed.level == 0 || Some(header.last) == listed.last;
+    let end = index.timeline.last().filter(|end| end.txid == header.last);
+    let ends_as_named =
+        ends_as_named && listed.time.is_none_or(|t| end.is_some_and(|e| e.time == t));
     if header.level != listed.level || header.first != listed.first || !ends_as_named {
         return Err(wrong("its header and its key contradict each other"));
     }
@@ -586,10 +733,7 @@ async fn read_segment(
         first: header.first,
         last: header.last,
         previous: header.previous,
-        hands_on: match header.level {
-            0 => stored.footer.hash,
-            _ => header.last_input,
-        },
+        hands_on: hands_on(&stored.footer),
         page_size: Some(header.page_size),
         points: index.timeline.iter().map(Point::from).collect(),
         marks: marks(&index),
@@ -634,7 +778,7 @@ fn agree(
     id: GenerationId,
     kind: Kind,
     hash8: Option<u32>,
-    footer: &crate::format::container::Footer,
+    footer: &Footer,
 ) -> Result<(), &'static str> {
     if footer.header.kind != kind {
         return Err("it is an object of another kind");

@@ -38,6 +38,8 @@ pub(crate) const PLANS: u32 = 3;
 pub struct Replica {
     fetcher: Arc<Fetcher>,
     state: RwLock<Arc<State>>,
+    /// What one moment needs, without the rest of the replica.
+    located: RwLock<Option<Arc<State>>>,
     loader: tokio::sync::Mutex<Loader>,
     /// By the snapshot under them.
     overlays: Mutex<LruCache<ObjectNumber, Built>>,
@@ -161,6 +163,7 @@ impl Replica {
             loader: tokio::sync::Mutex::new(Loader::new(Arc::clone(&fetcher))),
             fetcher,
             state: RwLock::default(),
+            located: RwLock::default(),
             overlays: Mutex::new(LruCache::new(OVERLAYS)),
             building: tokio::sync::Mutex::new(()),
         })
@@ -179,7 +182,39 @@ impl Replica {
             let state = Arc::new(State { catalog, histories });
             *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
         }
+        self.set_located(None);
         Ok(())
+    }
+
+    /// The restore point that a moment means, by parentage or in one generation, as
+    /// [`Replica::resolve`] and [`Replica::resolve_in`] give it after a refresh, for the cost of
+    /// one LIST and what this moment needs. All else that this replica shows stays as it was, but
+    /// for the point, which can be opened until the next call or the next refresh.
+    ///
+    /// # Errors
+    /// As [`Replica::refresh`] and [`Replica::resolve`]; then all was refreshed.
+    pub async fn locate(
+        &self,
+        moment: Moment,
+        generation: Option<GenerationId>,
+    ) -> Result<RestorePoint> {
+        let mut loader = self.loader.lock().await;
+        if let Some((Refreshed { catalog, histories }, point)) =
+            loader.locate(moment, generation).await?
+        {
+            self.set_located(Some(Arc::new(State { catalog, histories })));
+            return Ok(point);
+        }
+        drop(loader);
+        self.refresh().await?;
+        match generation {
+            Some(generation) => self.resolve_in(generation, moment),
+            None => self.resolve(moment),
+        }
+    }
+
+    fn set_located(&self, state: Option<Arc<State>>) {
+        *self.located.write().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     /// What is damaged or missing, as the last refresh saw it; each error names an object or a
@@ -387,7 +422,7 @@ impl Replica {
 
     /// The objects of a moment, as the last listing shows them.
     pub(crate) async fn layout(self: &Arc<Self>, point: &RestorePoint) -> Result<Arc<Layout>> {
-        let state = self.state();
+        let state = self.state_with(point);
         let location = self.fetcher.store.location();
         let id = point.generation;
         let history = state
@@ -412,6 +447,19 @@ impl Replica {
 
     fn state(&self) -> Arc<State> {
         Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What was located, if that has this point.
+    fn state_with(&self, point: &RestorePoint) -> Arc<State> {
+        let located = self.located.read().unwrap_or_else(PoisonError::into_inner);
+        let has_point = |state: &&Arc<State>| {
+            let history = state.histories.get(&point.generation);
+            history.is_some_and(|history| history.point(point.txid).is_some())
+        };
+        match located.as_ref().filter(has_point) {
+            Some(state) => Arc::clone(state),
+            None => self.state(),
+        }
     }
 
     pub(crate) fn fetcher(&self) -> &Arc<Fetcher> {
