@@ -1,7 +1,10 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
-use sqlrepl::config::{parse_duration, parse_size};
+use sqlrepl::config::settings::Retention;
+use sqlrepl::config::{
+    parse_duration, parse_merged_grace, parse_period, parse_retention, parse_size,
+};
 use sqlrepl::format::ids::GenerationId;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -88,6 +91,19 @@ pub(crate) struct ReplicateOptions {
     /// How often to look at the database without having been woken
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     pub(crate) monitor_interval: Duration,
+    /// Which restore points stay for how long: every commit for 7d, as in all=7d; or all=7d,
+    /// hourly=30d,daily=1y, or some of these
+    #[arg(long, value_name = "WINDOWS", default_value = "7d", value_parser = parse_retention)]
+    pub(crate) retention: Retention,
+    /// How often what is no longer wanted is looked for
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_period)]
+    pub(crate) retention_check_interval: Duration,
+    /// How often at least a snapshot is taken after changes
+    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_period)]
+    pub(crate) snapshot_interval: Duration,
+    /// How long merged WAL segments stay; at least 15m
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_merged_grace)]
+    pub(crate) merged_grace: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -223,7 +239,10 @@ pub(crate) struct Databases {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sqlrepl::config::file::{MONITOR_INTERVAL, SYNC_INTERVAL, WAL_SIZE};
+    use sqlrepl::config::file::{
+        MERGED_GRACE, MONITOR_INTERVAL, RETENTION_CHECK_INTERVAL, SNAPSHOT_INTERVAL, SYNC_INTERVAL,
+        WAL_SIZE,
+    };
 
     #[test]
     fn the_command_line_and_the_config_file_have_the_same_defaults() {
@@ -234,5 +253,9 @@ mod tests {
         assert_eq!(options.sync_interval, SYNC_INTERVAL);
         assert_eq!(options.monitor_interval, MONITOR_INTERVAL);
         assert_eq!(options.wal_size, WAL_SIZE);
+        assert_eq!(options.retention, Retention::WEEK);
+        assert_eq!(options.retention_check_interval, RETENTION_CHECK_INTERVAL);
+        assert_eq!(options.snapshot_interval, SNAPSHOT_INTERVAL);
+        assert_eq!(options.merged_grace, MERGED_GRACE);
     }
 }
