@@ -26,8 +26,7 @@ pub(crate) fn print(columns: &[Column], rows: &[Vec<Value>], json: bool) -> Resu
     }
 }
 
-/// Rows as an array of objects.
-pub(crate) fn as_json(columns: &[Column], rows: &[Vec<Value>]) -> Value {
+fn as_json(columns: &[Column], rows: &[Vec<Value>]) -> Value {
     let object = |row: &Vec<Value>| {
         let names = columns.iter().map(|(name, _)| name.to_lowercase());
         Value::Object(names.zip(row.iter().cloned()).collect::<Map<_, _>>())
@@ -35,8 +34,7 @@ pub(crate) fn as_json(columns: &[Column], rows: &[Vec<Value>]) -> Value {
     rows.iter().map(object).collect()
 }
 
-/// Rows as lines under a line of headings.
-pub(crate) fn as_text(columns: &[Column], rows: &[Vec<Value>]) -> String {
+fn as_text(columns: &[Column], rows: &[Vec<Value>]) -> String {
     let heading: Vec<String> = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
     let cells = rows.iter().map(|row| row.iter().map(cell).collect());
     let lines: Vec<Vec<String>> = std::iter::once(heading).chain(cells).collect();

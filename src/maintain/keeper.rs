@@ -3,9 +3,7 @@
 //!
 //! Safe to be killed at any point and to run again: what is listed is all that counts. Only the
 //! writer of the highest generation works here, and nothing goes in a run whose listing shows an
-//! object that it does not know. What commands ask of a replica is in [`asked`].
-
-pub mod asked;
+//! object that it does not know.
 
 use crate::config::settings::Retention;
 use crate::error::{Error, ErrorKind, Result};
@@ -47,7 +45,7 @@ pub struct KeepSettings {
 pub enum Behalf {
     /// The daemon's that writes this generation, and has stored its transactions up to this one.
     Writer(GenerationId, Txid),
-    /// Of a command, which looks at all that is stored.
+    /// Of a replica that nobody writes.
     Nobody,
 }
 
@@ -100,8 +98,6 @@ struct Looked {
     survey: Survey,
     /// An object that nobody told us of.
     stranger: Option<String>,
-    /// When something was stored last.
-    added: Option<Timestamp>,
 }
 
 impl Keeper {
@@ -173,13 +169,9 @@ impl Keeper {
             .map(|o| &o.key)
             .find(|key| !is_known(key))
             .cloned();
-        let added = listed.iter().map(|object| object.modified).max();
         self.known = Some(keys);
         let catalog = Catalog::new(listed);
-        let mut wanted = match behalf {
-            Behalf::Writer(..) => Wanted::of(&self.settings.retention, self.now().0),
-            Behalf::Nobody => Wanted::all(),
-        };
+        let mut wanted = Wanted::of(&self.settings.retention, self.now().0);
         wanted.behind = catalog.generations.iter().rev().find_map(|(&id, listing)| {
             let last = listing.snapshots.last()?;
             Some((id, last.txid))
@@ -190,7 +182,6 @@ impl Keeper {
             catalog,
             survey,
             stranger,
-            added,
         })
     }
 
@@ -360,11 +351,6 @@ impl Keeper {
             return Ok((0, 0));
         }
         self.rewrite(looked, decision).await?;
-        self.let_go(looked, decision).await
-    }
-
-    /// Deletes what has to go, as far as what is left holds it.
-    async fn let_go(&mut self, looked: &Looked, decision: &Decision) -> Result<(usize, u64)> {
         let sizes = segment_sizes(&looked.survey);
         let mut gone = Vec::new();
         for (output, inputs) in merged_into(&decision.deletions) {
@@ -383,9 +369,7 @@ impl Keeper {
         self.delete(gone).await
     }
 
-    /// Thins segments; how many.
-    async fn rewrite(&mut self, looked: &Looked, decision: &Decision) -> Result<usize> {
-        let mut rewritten = 0;
+    async fn rewrite(&mut self, looked: &Looked, decision: &Decision) -> Result<()> {
         for rewrite in &decision.rewrites {
             let sizes = segment_sizes(&looked.survey);
             let Some(&size) = sizes.get(rewrite.key.as_str()) else {
@@ -398,10 +382,10 @@ impl Keeper {
                 keep: Some(rewrite.keep.clone()),
             };
             if !self.is_known_stuck(&thinned) {
-                rewritten += usize::from(self.merge(&thinned).await?);
+                self.merge(&thinned).await?;
             }
         }
-        Ok(rewritten)
+        Ok(())
     }
 
     /// Makes sure that a segment holds others, unless that was done.

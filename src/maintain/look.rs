@@ -44,7 +44,7 @@ enum Read {
 pub(super) struct Wanted {
     /// Those whose last transaction may be older.
     pub(super) before: Timestamp,
-    /// Those of this generation behind this transaction; in any case the last of each generation.
+    /// Those of this generation behind this transaction.
     pub(super) behind: Option<(GenerationId, Txid)>,
 }
 
@@ -59,14 +59,6 @@ impl Wanted {
         }
     }
 
-    /// All.
-    pub(super) fn all() -> Self {
-        Self {
-            before: Timestamp::from_micros(i64::MAX),
-            behind: None,
-        }
-    }
-
     fn has(&self, generation: GenerationId, segment: &SegmentListing) -> bool {
         // An upload is no older than it was stored, but for an hour of a slow clock.
         let stored = later(segment.object.modified, Duration::from_secs(3600));
@@ -74,8 +66,7 @@ impl Wanted {
         let is_behind = self.behind.is_some_and(|(id, txid)| {
             id == generation && segment.last.is_none_or(|last| last > txid)
         });
-        // Where it ends only its footer says.
-        is_old || is_behind || segment.last.is_none()
+        is_old || is_behind
     }
 }
 

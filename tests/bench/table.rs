@@ -1,6 +1,7 @@
 //! `make bench`: how fast things are next to plain SQLite and to `cp`. Each figure is the median of
 //! five runs; those that are compared take turns, so that both meet the same machine.
 
+mod history;
 mod s3;
 
 use crate::exact::check_some;
@@ -35,7 +36,7 @@ type Measure = fn() -> Vec<Row>;
 #[test]
 #[ignore = "make bench runs it, alone and with optimisation"]
 fn table() {
-    let parts: [(&str, Measure); 11] = [
+    let parts: [(&str, Measure); 14] = [
         ("pace", writer_at_a_pace),
         ("speed", writer_at_full_speed),
         ("restore", restore_against_copy),
@@ -47,6 +48,9 @@ fn table() {
         ("hour", s3::an_hour),
         ("away", s3::store_away),
         ("cloud", s3::restore_against_copy),
+        ("size", history::size),
+        ("changed", history::changed),
+        ("merging", history::merging),
     ];
     let only = std::env::var("SQLREPL_BENCH").unwrap_or_default();
     let chosen = parts

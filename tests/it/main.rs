@@ -20,7 +20,6 @@ mod hangs;
 mod lineage;
 mod listing;
 mod machine;
-mod maintain;
 mod mishaps;
 mod model;
 mod mount;
