@@ -19,6 +19,9 @@ use tracing::Instrument;
 /// After a round that failed: the first pause, and the longest.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
+/// Clocks are looked at so often while something is due some time.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
 /// Running maintenance; it ends where it stands when this is dropped, which it may at any point.
 pub(super) struct Maintenance(JoinHandle<()>);
 
@@ -129,10 +132,11 @@ fn behalf(status: &Status) -> Option<Behalf> {
     is_ours.then_some(Behalf::Writer(generation, newest))
 }
 
+/// How long to wait for a time. A clock may be set meanwhile, and a machine that sleeps counts no
+/// waiting.
 fn until(now: Timestamp, at: Timestamp) -> Duration {
     let micros = at.micros().saturating_sub(now.micros()).max(0);
-    // A clock may be set meanwhile.
-    Duration::from_micros(micros.unsigned_abs()).min(AGAIN.1)
+    Duration::from_micros(micros.unsigned_abs()).min(LOOK_AGAIN)
 }
 
 /// The last round.

@@ -119,6 +119,16 @@ fn a_machine_that_slept_while_names_became_free_again_mixes_nothing() {
 }
 
 #[test]
+fn what_retention_keeps_stays_whatever_happens_to_its_keeper() {
+    play_schedules(400, &schedule::one_keeper);
+}
+
+#[test]
+fn what_retention_keeps_stays_beside_writers_that_are_superseded() {
+    play_schedules(400, &schedule::several_keepers);
+}
+
+#[test]
 fn a_daemon_killed_at_any_call_of_a_day_goes_on_without_a_wrong_point() {
     if let Some(call) = number("SQLREPL_SEED") {
         show_log();

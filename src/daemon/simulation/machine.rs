@@ -5,11 +5,13 @@
 //! real spool and the real uploader with a simulated capture.
 
 use crate::config::Environment;
+use crate::daemon::maintenance::{Given, Maintenance, keeper};
 use crate::daemon::simulation::capture::{Seqs, SharedDatabase, SimulatedCapture};
 use crate::daemon::simulation::database::{Commit, Database, Restart};
 use crate::daemon::simulation::wire::{Line, Wire};
 use crate::error::Result;
 use crate::format::ids::Timestamp;
+use crate::maintain::keeper::KeepSettings;
 use crate::materialize::model::Random;
 use crate::replicate::identity::Identity;
 use crate::replicate::seed::{self, Asking};
@@ -25,6 +27,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Semaphore;
 
 /// A machine with its disk.
 pub(super) struct Machine {
@@ -44,6 +47,8 @@ pub(super) struct Machine {
     daemon: Option<Daemon>,
     /// It does not run, and may not know that.
     pub(super) frozen: Option<Frozen>,
+    /// How its daemon maintains the replica, if it does.
+    pub(super) keeping: Option<KeepSettings>,
 }
 
 /// What stands still.
@@ -66,6 +71,7 @@ pub(super) struct Time {
 
 struct Daemon {
     uploader: Uploader,
+    _maintenance: Option<Maintenance>,
     capture: Arc<SimulatedCapture>,
     spool: Arc<Spool>,
     runtime: Runtime,
@@ -113,6 +119,7 @@ impl Machine {
             store,
             daemon: None,
             frozen: None,
+            keeping: None,
         };
         machine.lose_state();
         machine
@@ -166,25 +173,44 @@ impl Machine {
             Random::new(self.random.next()),
         )?);
         let directory = self.meta.join("replica");
+        let (kept, writer) = (open_kept(&directory)?, identity.writer);
         let settings = UploadSettings {
             name: self.name.clone(),
             sync_interval: Duration::from_secs(1),
             take_over: false,
-            kept: open_kept(&directory)?,
-            directory,
+            kept: kept.clone(),
+            directory: directory.clone(),
         };
         let source: Arc<dyn Source> = capture.clone();
         let uploader = Uploader::start(
-            wire,
+            wire.clone(),
             source,
             spool.clone(),
             Arc::new(identity),
             settings,
-            environment,
+            environment.clone(),
         )?;
+        let maintenance = self.keeping.as_ref().map(|settings| {
+            let settings = KeepSettings {
+                notes: Some(directory.join("maintenance.json")),
+                ..settings.clone()
+            };
+            let check_interval = settings.merged_grace;
+            let clock = environment.clock.clone();
+            let keeper = keeper(wire, kept, &directory, writer, environment, settings)?;
+            let given = Given {
+                keeper,
+                status: uploader.status.clone(),
+                turns: Arc::new(Semaphore::new(1)),
+                clock,
+                check_interval,
+            };
+            Ok(Maintenance::start(given, &self.name))
+        });
         drop(entered);
         self.daemon = Some(Daemon {
             uploader,
+            _maintenance: maintenance.transpose()?,
             capture,
             spool,
             runtime,

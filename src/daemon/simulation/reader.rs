@@ -1,22 +1,31 @@
 //! What must hold of a replica, seen through the real reader.
 
+use crate::config::settings::Retention;
 use crate::daemon::simulation::database::{Commit, Histories};
 use crate::daemon::simulation::merger::Commits;
 use crate::error::ErrorKind;
 use crate::format::ids::{GenerationId, RestorePoint, Timestamp, Txid};
 use crate::format::moment::Moment;
 use crate::materialize::cache::BlockCache;
-use crate::materialize::pages::ReadAhead;
+use crate::materialize::pages::{Database, ReadAhead};
 use crate::materialize::replica::{PointsQuery, Replica};
 use crate::storage::Store;
-use std::collections::{BTreeMap, HashSet};
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What was wrong: a sentence.
 pub(super) type Wrong = String;
 
 /// When the clock lies so far behind, times begin anew (DESIGN 3.8).
 const HOUR_MICROS: i64 = 3_600_000_000;
+
+/// The clock of a machine may have been so far back when it gave a commit its time.
+const CLOCK_BACK_MICROS: i64 = 2 * HOUR_MICROS;
+
+/// Moments that stay open while everything else goes on.
+const OPEN: usize = 3;
 
 /// Remembers what was durable.
 #[derive(Default)]
@@ -25,6 +34,37 @@ pub(super) struct Reader {
     points: BTreeMap<(GenerationId, Txid), (Timestamp, Arc<Commit>)>,
     /// Commits that a writer called durable, each with who said so.
     promised: BTreeMap<u64, (Arc<Commit>, String)>,
+    /// When commits were made, microseconds.
+    made: HashMap<u64, i64>,
+    /// Moments that were opened at earlier checks.
+    open: VecDeque<(Arc<Database>, Arc<Commit>)>,
+}
+
+/// What must be kept.
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) policy: Retention,
+    /// By the clock of the store.
+    pub(super) now: Timestamp,
+}
+
+impl Kept {
+    /// Whether a time lies in a window.
+    fn is_in(&self, window: Option<Duration>, time: Timestamp) -> bool {
+        let age = self.now.micros() - time.micros();
+        window.is_some_and(|window| age < window.as_micros() as i64)
+    }
+
+    /// Whether a restore point stays that is followed by another one of its generation at `next`.
+    fn keeps(&self, time: Timestamp, next: Option<Timestamp>) -> bool {
+        let is_last_of = |unit: i64| {
+            let of = |time: Timestamp| time.micros().div_euclid(unit);
+            next.is_none_or(|next| of(next) != of(time))
+        };
+        self.is_in(self.policy.all, time)
+            || self.is_in(self.policy.hourly, time) && is_last_of(HOUR_MICROS)
+            || self.is_in(self.policy.daily, time) && is_last_of(24 * HOUR_MICROS)
+    }
 }
 
 /// A restore point that was read.
@@ -48,6 +88,11 @@ impl Reader {
         }
     }
 
+    /// A commit was made.
+    pub(super) fn made(&mut self, commit: &Commit, time: i64) {
+        self.made.insert(commit.id, time);
+    }
+
     /// Whether this commit can be restored, as the last check saw it.
     pub(super) fn has(&self, commit: &Commit) -> bool {
         self.points.values().any(|(_, known)| known.id == commit.id)
@@ -68,9 +113,10 @@ impl Reader {
         store: Arc<dyn Store>,
         histories: &Histories,
         has_stranger: bool,
+        kept: Option<Kept>,
     ) -> Result<(), Wrong> {
         if store.list("", None).await.unwrap().is_empty() {
-            return self.nothing_is_gone(&BTreeMap::new());
+            return self.nothing_is_gone(&BTreeMap::new(), None);
         }
         let replica = Replica::new(store, Arc::new(BlockCache::new(8 << 20)));
         replica
@@ -88,8 +134,9 @@ impl Reader {
         }
         let seen = Seen { replica, points };
         seen.generations_are_histories()?;
-        self.nothing_is_gone(&seen.points)?;
-        self.promises_are_kept(&seen)?;
+        self.nothing_is_gone(&seen.points, kept)?;
+        self.promises_are_kept(&seen, kept)?;
+        self.open_moments_are_right(&seen).await?;
         seen.now_is_the_highest_generation()?;
         if !has_stranger {
             seen.older_times_are_its_past()?;
@@ -101,12 +148,22 @@ impl Reader {
         Ok(())
     }
 
-    fn nothing_is_gone(&self, points: &BTreeMap<(GenerationId, Txid), Point>) -> Result<(), Wrong> {
+    fn nothing_is_gone(
+        &self,
+        points: &BTreeMap<(GenerationId, Txid), Point>,
+        kept: Option<Kept>,
+    ) -> Result<(), Wrong> {
+        let mut times: BTreeMap<(GenerationId, Txid), Timestamp> = BTreeMap::new();
+        times.extend(self.points.iter().map(|(key, (time, _))| (*key, *time)));
+        times.extend(points.iter().map(|(key, point)| (*key, point.point.time)));
         for ((generation, txid), (time, commit)) in &self.points {
             let known = (*time, commit.id);
             let now = points.get(&(*generation, *txid));
             let now = now.map(|now| (now.point.time, now.commit.id));
-            if now != Some(known) {
+            let next = times.range((*generation, txid.next())..).next();
+            let next = next.filter(|((id, _), _)| id == generation);
+            let may_go = kept.is_some_and(|kept| !kept.keeps(*time, next.map(|(_, time)| *time)));
+            if now != Some(known) && !(now.is_none() && may_go) {
                 return Err(format!(
                     "restore point {generation} {txid} was {known:?} and is {now:?}"
                 ));
@@ -117,7 +174,7 @@ impl Reader {
 
     /// A commit that was called durable is a restore point, or is contained in the first one of the
     /// generation that it went to (DESIGN 2).
-    fn promises_are_kept(&self, seen: &Seen) -> Result<(), Wrong> {
+    fn promises_are_kept(&self, seen: &Seen, policy: Option<Kept>) -> Result<(), Wrong> {
         let kept: HashSet<u64> = seen.points.values().map(|point| point.commit.id).collect();
         let firsts = seen.firsts();
         for (commit, who) in self.promised.values() {
@@ -125,7 +182,12 @@ impl Reader {
                 let distance = first.commit.distance_from(commit);
                 distance.is_some_and(|distance| distance < first.point.txid.get())
             };
-            if !kept.contains(&commit.id) && !firsts.iter().any(is_before) {
+            let is_old = policy.is_some_and(|policy| {
+                let made = self.made.get(&commit.id).copied().unwrap_or(i64::MIN / 2);
+                let given = Timestamp::from_micros(made - CLOCK_BACK_MICROS);
+                !policy.is_in(policy.policy.all, given)
+            });
+            if !is_old && !kept.contains(&commit.id) && !firsts.iter().any(is_before) {
                 return Err(format!(
                     "{who} called commit {} durable, and no restore point has it",
                     commit.id
@@ -134,6 +196,37 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+impl Reader {
+    /// What was opened before is what it was, or gone; and gone only if it is listed no more.
+    async fn open_moments_are_right(&mut self, seen: &Seen) -> Result<(), Wrong> {
+        for (database, commit) in &self.open {
+            let point = database.point();
+            let is_listed = seen.points.contains_key(&(point.generation, point.txid));
+            match whole(database).await {
+                Ok(bytes) if bytes == commit.image.concat() => {}
+                Ok(_) => return Err(format!("{point:?}, opened before, has other bytes")),
+                Err(e) if !is_listed && e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(format!("{point:?}, opened before: {e}")),
+            }
+        }
+        let newest = seen.points.values().next_back();
+        if let Some(newest) = newest {
+            let opened = seen.replica.open(&newest.point).await;
+            let opened = opened.map_err(|e| format!("{:?}: {e}", newest.point))?;
+            self.open.push_back((opened, Arc::clone(&newest.commit)));
+        }
+        if self.open.len() > OPEN {
+            self.open.pop_front();
+        }
+        Ok(())
+    }
+}
+
+async fn whole(database: &Arc<Database>) -> crate::error::Result<Bytes> {
+    let ahead = ReadAhead::default();
+    database.read(0, database.size() as usize, &ahead).await
 }
 
 /// Reads all pages of a restore point; the commit that they are the state of.
@@ -145,9 +238,7 @@ async fn read(
     let named = |what: String| format!("{} {}: {what}", point.generation, point.txid);
     let opened = replica.open(point).await;
     let database = opened.map_err(|e| named(e.to_string()))?;
-    let ahead = ReadAhead::default();
-    let read = database.read(0, database.size() as usize, &ahead);
-    let bytes = read.await.map_err(|e| named(e.to_string()))?;
+    let bytes = whole(&database).await.map_err(|e| named(e.to_string()))?;
     let found = histories.find(&bytes);
     found.ok_or_else(|| named("its bytes are no state of any writer".to_owned()))
 }
@@ -171,8 +262,8 @@ impl Seen {
     fn generations_are_histories(&self) -> Result<(), Wrong> {
         let pairs = self.points.values().zip(self.points.values().skip(1));
         for (before, after) in pairs.filter(|(a, b)| a.point.generation == b.point.generation) {
-            let follows = after.commit.distance_from(&before.commit) == Some(1)
-                && after.point.txid == before.point.txid.next()
+            let between = after.point.txid.get() - before.point.txid.get();
+            let follows = after.commit.distance_from(&before.commit) == Some(between)
                 && after.point.time > before.point.time;
             if !follows {
                 return Err(format!(

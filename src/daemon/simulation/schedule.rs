@@ -1,10 +1,12 @@
 //! What happens to the machines: drawn from a seed.
 
+use crate::config::settings::Retention;
 use crate::daemon::simulation::database::Restart;
 use crate::daemon::simulation::machine::Frozen;
 use crate::daemon::simulation::reader::Wrong;
 use crate::daemon::simulation::wire::{Fate, Release};
 use crate::daemon::simulation::world::World;
+use crate::maintain::keeper::KeepSettings;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -95,6 +97,67 @@ pub(super) fn several_writers(world: &mut World) -> Result<(), Wrong> {
     end_of_several(world)
 }
 
+/// Plays the schedule of a seed with one writer that maintains its replica while days pass.
+pub(super) fn one_keeper(world: &mut World) -> Result<(), Wrong> {
+    let policy = world.random.below(4);
+    world.keep(settings(policy));
+    let weights = WEIGHTS.map(|(one, _, action)| (kept_weight(one, action), action));
+    play(world, &weights)?;
+    end(world)
+}
+
+/// The same with copies of a machine and of its disk, of which one is superseded.
+pub(super) fn several_keepers(world: &mut World) -> Result<(), Wrong> {
+    let policy = world.random.below(4);
+    world.keep(settings(policy));
+    let weights = WEIGHTS.map(|(_, several, action)| (kept_weight(several, action), action));
+    play(world, &weights)?;
+    end_of_several(world)
+}
+
+/// Much is committed and much time passes; the daemons merge for themselves.
+fn kept_weight(weight: u64, action: Action) -> u64 {
+    match action {
+        Action::Commit => 40,
+        Action::Moment => 30,
+        Action::Minutes => 20,
+        Action::Hours => 8,
+        Action::Day => 2,
+        Action::Check => 4,
+        Action::Merge => 0,
+        _ => weight,
+    }
+}
+
+/// Policies, one for each number.
+fn settings(number: u64) -> KeepSettings {
+    let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
+    let retention = match number {
+        0 => Retention::WEEK,
+        1 => Retention {
+            all: hours(6),
+            hourly: hours(48),
+            daily: hours(24 * 7),
+        },
+        2 => Retention {
+            all: hours(1),
+            hourly: hours(12),
+            daily: None,
+        },
+        _ => Retention {
+            all: None,
+            hourly: None,
+            daily: hours(24 * 3),
+        },
+    };
+    KeepSettings {
+        retention,
+        snapshot_interval: Duration::from_secs(3 * 3600),
+        merged_grace: Duration::from_secs(900),
+        notes: None,
+    }
+}
+
 /// The same over a store that ignores `If-None-Match`. Nothing comes between the look and the put
 /// of an upload, and no request is late: there is no help against that.
 pub(super) fn several_writers_on_a_careless_store(world: &mut World) -> Result<(), Wrong> {
@@ -169,7 +232,10 @@ fn end_of_several(world: &mut World) -> Result<(), Wrong> {
 
 fn play(world: &mut World, weights: &[(u64, Action)]) -> Result<(), Wrong> {
     world.start(0)?;
-    let actions = 10 + world.random.below(20);
+    let actions = match world.is_kept() {
+        true => 60 + world.random.below(120),
+        false => 10 + world.random.below(20),
+    };
     for _ in 0..actions {
         let machine = world.random.below(world.machines.len() as u64) as usize;
         let action = draw(world, weights);
@@ -184,7 +250,7 @@ pub(super) fn end(world: &mut World) -> Result<(), Wrong> {
     world.settle()?;
     world.check()?;
     for machine in 0..world.machines.len() {
-        world.database(machine).lock().unwrap().commit();
+        world.commit(machine);
     }
     world.settle()?;
     if world.machines.len() == 1 && world.images.is_empty() {
@@ -342,9 +408,9 @@ fn commit(world: &mut World, machine: usize) -> Result<(), Wrong> {
         return Ok(());
     }
     for _ in 0..1 + world.random.below(4) {
+        world.commit(machine);
         let database = world.database(machine);
-        let mut database = database.lock().unwrap();
-        database.commit();
+        let database = database.lock().unwrap();
         let (tip, pages) = (database.tip.id, database.tip.image.len());
         let name = world.machines[machine].name.clone();
         world.note(format!("{name}   commit {tip}, {pages} pages"));

@@ -4,10 +4,11 @@ use crate::daemon::simulation::capture::SharedDatabase;
 use crate::daemon::simulation::database::{Database, Histories};
 use crate::daemon::simulation::machine::{Frozen, Image, Machine};
 use crate::daemon::simulation::merger::Merger;
-use crate::daemon::simulation::reader::{Reader, Wrong};
+use crate::daemon::simulation::reader::{Kept, Reader, Wrong};
 use crate::daemon::simulation::wire::{Fate, Release};
 use crate::error::Error;
 use crate::format::ids::Timestamp;
+use crate::maintain::keeper::KeepSettings;
 use crate::materialize::model::Random;
 use crate::storage::memory::MemoryStore;
 use crate::storage::{Body, Store};
@@ -18,6 +19,9 @@ use std::time::Duration;
 
 /// A Friday in 2026, microseconds.
 const START: i64 = 1_795_196_712_000_000;
+/// Where retention deletes, no put arrives later than this: in a gap that it left, what comes days
+/// later looks like the rest of something that was lost.
+const LATE: Duration = Duration::from_secs(900);
 /// A writer has settled within this time, or it never will.
 const SETTLED: Duration = Duration::from_secs(600);
 
@@ -36,6 +40,8 @@ pub(super) struct World {
     pub(super) has_stranger: bool,
     /// The store ignores `If-None-Match`.
     pub(super) overwrites: bool,
+    /// How daemons maintain the replica, if they do.
+    keeping: Option<KeepSettings>,
     /// The true time, microseconds; the store's.
     pub(super) now: Arc<AtomicI64>,
     /// What happened, a line each.
@@ -63,6 +69,7 @@ impl World {
             merger: Merger::default(),
             has_stranger: false,
             overwrites: false,
+            keeping: None,
             now,
             trace: Vec::new(),
             runtime: tokio::runtime::Builder::new_current_thread()
@@ -79,12 +86,34 @@ impl World {
     pub(super) fn add_machine(&mut self, name: &str, database: Database) {
         let store: Arc<dyn Store> = self.store.clone();
         let seed = self.random.next();
-        let machine = Machine::new(name, self.directory.path(), store, database, seed);
+        let mut machine = Machine::new(name, self.directory.path(), store, database, seed);
         machine.time.clock.store(self.time(), Ordering::Relaxed);
+        machine.keeping.clone_from(&self.keeping);
         if self.overwrites {
             machine.line.overwrite();
         }
         self.machines.push(machine);
+    }
+
+    /// From now on daemons maintain the replica as they start.
+    pub(super) fn keep(&mut self, settings: KeepSettings) {
+        for machine in &mut self.machines {
+            machine.keeping = Some(settings.clone());
+        }
+        self.keeping = Some(settings);
+    }
+
+    /// Whether daemons maintain the replica.
+    pub(super) fn is_kept(&self) -> bool {
+        self.keeping.is_some()
+    }
+
+    /// Commits to the database of a machine.
+    pub(super) fn commit(&mut self, machine: usize) {
+        let database = self.database(machine);
+        let mut database = database.lock().unwrap();
+        database.commit();
+        self.reader.made(&database.tip, self.time());
     }
 
     pub(super) fn time(&self) -> i64 {
@@ -122,6 +151,11 @@ impl World {
         // A daemon waits for half a minute at most.
         let slice = time.min(Duration::from_secs(60));
         self.advance(time);
+        if self.is_kept() && time >= LATE {
+            for machine in &self.machines {
+                machine.line.take_late();
+            }
+        }
         let now = self.time();
         let deleted = self.merger.delete_due(&*self.store, now);
         for key in self.runtime.block_on(deleted) {
@@ -208,7 +242,13 @@ impl World {
     /// Reads all there is.
     pub(super) fn check(&mut self) -> Result<(), Wrong> {
         let store: Arc<dyn Store> = self.store.clone();
-        let check = self.reader.check(store, &self.histories, self.has_stranger);
+        let kept = self.keeping.as_ref().map(|settings| Kept {
+            policy: settings.retention,
+            now: Timestamp::from_micros(self.time()),
+        });
+        let check = self
+            .reader
+            .check(store, &self.histories, self.has_stranger, kept);
         self.runtime.block_on(check)
     }
 
