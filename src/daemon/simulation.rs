@@ -16,6 +16,7 @@ mod merger;
 mod reader;
 mod rules;
 mod schedule;
+mod soak;
 mod wire;
 mod world;
 
@@ -126,6 +127,11 @@ fn what_retention_keeps_stays_whatever_happens_to_its_keeper() {
 #[test]
 fn what_retention_keeps_stays_beside_writers_that_are_superseded() {
     play_schedules(400, &schedule::several_keepers);
+}
+
+#[test]
+fn after_ten_days_a_replica_has_thinned_out_and_grows_no_more() {
+    play_one(1, &soak::play).unwrap_or_else(|wrong| panic!("{wrong}"));
 }
 
 #[test]

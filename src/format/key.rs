@@ -212,6 +212,11 @@ pub fn segments_prefix(generation: GenerationId) -> String {
     format!("{}wal/", generation_prefix(generation))
 }
 
+/// Where the snapshots of a generation lie, with `/` at the end.
+pub fn snapshots_prefix(generation: GenerationId) -> String {
+    format!("{}snapshots/", generation_prefix(generation))
+}
+
 /// Says whether another tool's objects lie in a path, and names one.
 ///
 /// `names` are keys or folders (with `/` at the end) relative to the path: what

@@ -34,6 +34,8 @@ pub(super) struct Reader {
     points: BTreeMap<(GenerationId, Txid), (Timestamp, Arc<Commit>)>,
     /// Commits that a writer called durable, each with who said so.
     promised: BTreeMap<u64, (Arc<Commit>, String)>,
+    /// Those that the last check saw.
+    listed: Vec<(GenerationId, Txid)>,
     /// When commits were made, microseconds.
     made: HashMap<u64, i64>,
     /// Moments that were opened at earlier checks.
@@ -98,6 +100,14 @@ impl Reader {
         self.points.values().any(|(_, known)| known.id == commit.id)
     }
 
+    /// The times of the restore points that the last check saw.
+    pub(super) fn times(&self) -> BTreeMap<(GenerationId, Txid), Timestamp> {
+        let points = self.listed.iter();
+        points
+            .filter_map(|key| Some((*key, self.points.get(key)?.0)))
+            .collect()
+    }
+
     /// The commits of all restore points, as the last check saw them.
     pub(super) fn commits(&self) -> Commits {
         let points = self.points.iter();
@@ -142,6 +152,7 @@ impl Reader {
             seen.older_times_are_its_past()?;
         }
         seen.times_ascend()?;
+        self.listed = seen.points.keys().copied().collect();
         let listed = seen.points.into_iter();
         self.points
             .extend(listed.map(|(key, point)| (key, (point.point.time, point.commit))));

@@ -108,6 +108,12 @@ impl World {
         self.keeping.is_some()
     }
 
+    /// Bytes of all that is stored.
+    pub(super) fn stored_bytes(&self) -> u64 {
+        let listed = self.runtime.block_on(self.store.list("", None)).unwrap();
+        listed.iter().map(|object| object.size).sum()
+    }
+
     /// Commits to the database of a machine.
     pub(super) fn commit(&mut self, machine: usize) {
         let database = self.database(machine);

@@ -29,6 +29,7 @@ pub(super) fn decide(
             abandon(line, &needed, clock, decision);
         }
     }
+    wait_for_snapshots(lines, decision);
     claims(lines, clock, decision);
 }
 
@@ -116,6 +117,32 @@ fn forget(
             decision.deletions.push(Deletion::new(object, why));
         }
     }
+}
+
+/// What a complete snapshot names that stays waits for it, needed or not: readers would find that
+/// it lacks something.
+fn wait_for_snapshots(lines: &BTreeMap<GenerationId, Line<'_>>, decision: &mut Decision) {
+    let mut going: HashSet<String> = decision.deletions.iter().map(|d| d.key.clone()).collect();
+    loop {
+        let mut waiting: HashSet<&str> = HashSet::new();
+        for line in lines.values() {
+            let snapshots = line.surveyed.snapshots.iter().zip(&line.is_complete);
+            let staying = snapshots.filter(|(snapshot, is_complete)| {
+                **is_complete && !going.contains(&snapshot.listed.object.key)
+            });
+            let inside = staying.filter_map(|(snapshot, _)| snapshot.inside.as_ref());
+            let homes = inside.flat_map(|inside| &inside.homes);
+            waiting.extend(homes.map(|home| home.key.as_str()));
+        }
+        let before = going.len();
+        going.retain(|key| !waiting.contains(key.as_str()));
+        if going.len() == before {
+            break;
+        }
+    }
+    decision
+        .deletions
+        .retain(|deletion| going.contains(&deletion.key));
 }
 
 /// A generation without a complete snapshot goes when nothing was added to it for long enough.

@@ -4,8 +4,9 @@
 //! what is new there). What is found is read, and judged in [`crate::replicate::writers`].
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid, WalEnd, WriterId};
-use crate::format::key::{Key, ObjectKey, generation_prefix, segments_prefix};
+use crate::format::key::{Key, ObjectKey, generation_prefix, segments_prefix, snapshots_prefix};
 use crate::replicate::decide::clock_stepped_back;
 use crate::replicate::history;
 use crate::replicate::upload::send::Encoded;
@@ -30,6 +31,22 @@ pub(super) enum Looked {
     Anew,
 }
 
+/// When a look is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// So soon after the store answered that nothing behind our position was deleted meanwhile.
+    Contact,
+    /// So late that retention may have left of what another writer stored nothing but a snapshot.
+    Pause,
+}
+
+/// What is not of our making.
+enum Other {
+    Segment(Found),
+    /// An object, by its key, that shows a history of which no segment is left.
+    History(String),
+}
+
 impl Task {
     /// Whether another writer may have come since the store last answered.
     pub(super) fn must_look(&self) -> bool {
@@ -49,37 +66,101 @@ impl Task {
     ///
     /// # Errors
     /// `Conflict` if another writer is in the generation.
-    pub(super) async fn look(&mut self, waiting: Option<ObjectHash>) -> Result<Looked> {
+    pub(super) async fn look(
+        &mut self,
+        waiting: Option<ObjectHash>,
+        after: After,
+    ) -> Result<Looked> {
         loop {
-            let listed = self.list_behind().await?;
+            let listed = self.list_behind(after).await?;
             let found = self.read_found(&listed, waiting).await?;
             let verdict = self.judge(&found, waiting).await?;
             let (Verdict::GoOn { adopted } | Verdict::NewGeneration { adopted, .. }) = &verdict;
             for &index in adopted {
                 self.adopt(&found[index], waiting).await?;
             }
-            match verdict {
-                Verdict::GoOn { adopted } if adopted.is_empty() => return Ok(Looked::Clear),
-                Verdict::GoOn { .. } => {}
-                Verdict::NewGeneration { other, .. } => {
-                    // It may be that our state is too old, not that another one wrote.
-                    return match self.adopt_newest().await? {
-                        true => Ok(Looked::Anew),
-                        false => Err(self.foreign(&found[other]).await?),
-                    };
+            let other = match verdict {
+                Verdict::GoOn { adopted } if adopted.is_empty() => {
+                    match self.gone_on_elsewhere(&listed) {
+                        None => return Ok(Looked::Clear),
+                        Some(key) => Other::History(key),
+                    }
                 }
-            }
+                Verdict::GoOn { .. } => continue,
+                Verdict::NewGeneration { other, .. } => Other::Segment(found[other].clone()),
+            };
+            // It may be that our state is too old, not that another one wrote.
+            let before = self.state().clone();
+            return match self.adopt_newest().await? && before != *self.state() {
+                true => Ok(Looked::Anew),
+                false => Err(match other {
+                    Other::Segment(segment) => self.foreign(&segment).await?,
+                    Other::History(key) => self.foreign_history(&key),
+                }),
+            };
         }
     }
 
-    /// Our last segment and what stands behind it.
-    async fn list_behind(&mut self) -> Result<Vec<Listed>> {
+    /// What shows that somebody went on behind our position, though retention has left no segment
+    /// of it: a snapshot there, or a claim that shares more with our generation than we have.
+    fn gone_on_elsewhere(&self, listed: &[Listed]) -> Option<String> {
         let state = self.state();
-        let prefix = segments_prefix(state.id);
-        let listed = self
-            .store
-            .list(&prefix, state.list_after().as_deref())
-            .await?;
+        let shares_more =
+            |parent: Parent| parent.generation == state.id && parent.txid > state.sent_txid();
+        let claims = self
+            .higher
+            .values()
+            .filter_map(|higher| higher.claim.as_ref());
+        let mut later = claims.filter(|claim| claim.parent.is_some_and(shares_more));
+        if let Some(claim) = later.next() {
+            let object = ObjectKey::Claim;
+            let generation = claim.generation;
+            return Some(Key { generation, object }.to_string());
+        }
+        let is_behind = |listed: &&Listed| match Key::parse(&listed.key).map(|key| key.object) {
+            Some(ObjectKey::Snapshot { txid, .. }) => txid > state.sent_txid(),
+            _ => false,
+        };
+        listed
+            .iter()
+            .find(is_behind)
+            .map(|listed| listed.key.clone())
+    }
+
+    fn foreign_history(&self, key: &str) -> Error {
+        let state = self.state();
+        Error::conflict(format!(
+            "{}/{key} is not of this daemon's making: it goes on behind txid {}, up to which \
+             generation {} is ours",
+            self.store.location(),
+            state.sent_txid(),
+            state.id
+        ))
+    }
+
+    /// Our last segment and what stands behind it; after a pause the snapshots that do, too.
+    async fn list_behind(&mut self, after: After) -> Result<Vec<Listed>> {
+        let state = self.state();
+        let start = state.list_after();
+        let listed = match after {
+            After::Contact => {
+                let prefix = segments_prefix(state.id);
+                self.store.list(&prefix, start.as_deref()).await?
+            }
+            // Snapshots are listed before segments, of which not all lie behind us.
+            After::Pause => {
+                let snapshots = snapshots_prefix(state.id);
+                let next = format!("{snapshots}{}", state.sent_txid().next());
+                let prefix = generation_prefix(state.id);
+                let mut listed = self.store.list(&prefix, Some(&next)).await?;
+                let segments = segments_prefix(state.id);
+                listed.retain(|listed| {
+                    let is_segment = listed.key.starts_with(&segments);
+                    !is_segment || start.as_ref().is_none_or(|start| listed.key > *start)
+                });
+                listed
+            }
+        };
         self.answered(None);
         let state = self.state();
         let last = state.sent_txid();
@@ -220,7 +301,7 @@ impl Task {
     /// Another object has the key of one of ours.
     pub(super) async fn look_at_taken(&mut self, key: &str, hash: ObjectHash) -> Result<Looked> {
         let before = self.state().sent_txid();
-        let looked = self.look(Some(hash)).await?;
+        let looked = self.look(Some(hash), After::Contact).await?;
         if looked == Looked::Anew || before != self.state().sent_txid() {
             return Ok(looked);
         }
@@ -237,14 +318,15 @@ impl Task {
     /// # Errors
     /// `Conflict` if another writer is in the generation.
     pub(super) async fn look_behind_put(&mut self, key: &str, hash: ObjectHash) -> Result<()> {
-        let listed = self.list_behind().await?;
+        let listed = self.list_behind(After::Pause).await?;
         let others: Vec<Listed> = listed
             .iter()
             .filter(|listed| listed.key != key)
             .cloned()
             .collect();
         if self.read_found(&others, None).await?.is_empty() {
-            return Ok(());
+            let gone_on = self.gone_on_elsewhere(&others);
+            return gone_on.map_or(Ok(()), |key| Err(self.foreign_history(&key)));
         }
         // Ours may have been merged by now.
         let found = self.read_found(&listed, Some(hash)).await?;

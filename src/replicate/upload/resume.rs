@@ -10,7 +10,7 @@ use crate::replicate::known;
 use crate::replicate::sent::SentSegment;
 use crate::replicate::spool::{RunInfo, Tip};
 use crate::replicate::state::GenerationState;
-use crate::replicate::upload::look::Looked;
+use crate::replicate::upload::look::{After, Looked};
 use crate::replicate::upload::send::{Encoded, remove_others};
 use crate::replicate::upload::task::Task;
 use crate::replicate::writers::{Fencing, Place, base_if_ours, is_unbroken};
@@ -41,13 +41,13 @@ impl Task {
         self.needs_after(self.state().sent_seq());
         self.sent.send_replace(self.state().sent);
         self.check_presence().await?;
+        self.look_above().await?;
         if self.send_what_waited().await? == Looked::Anew {
             return Ok(());
         }
         if self.state().fencing == Fencing::Unknown {
             self.probe().await?;
         }
-        self.look_above().await?;
         if self.superseded.is_some() && self.adopt_above().await? {
             return Ok(());
         }
@@ -77,7 +77,7 @@ impl Task {
         .await?;
         self.recent = recent;
         let hash = waiting.as_ref().map(|waiting| waiting.footer.hash);
-        let looked = self.look(hash).await?;
+        let looked = self.look(hash, After::Pause).await?;
         let is_due = looked == Looked::Clear && self.state().sent_txid().next() == first;
         if let Some(waiting) = waiting.filter(|_| is_due) {
             let encoded = Encoded {

@@ -7,7 +7,7 @@ use crate::format::key::{Key, ObjectKey};
 use crate::replicate::encode::{encode_segment, timeline};
 use crate::replicate::sent::Recent;
 use crate::replicate::spool::{Batch, SpooledCommit, Tip};
-use crate::replicate::upload::look::Looked;
+use crate::replicate::upload::look::{After, Looked};
 use crate::replicate::upload::pace::Waiting;
 use crate::replicate::upload::task::Task;
 use crate::storage::blocking::blocking;
@@ -48,7 +48,7 @@ impl Task {
             if waiting.due(&tip, &sent, self.settings.sync_interval) > Instant::now() {
                 return Ok(());
             }
-            if self.must_look() && self.look(None).await? == Looked::Anew {
+            if self.must_look() && self.look(None, After::Pause).await? == Looked::Anew {
                 return Ok(());
             }
             let Some(batch) = self.next_batch().await? else {

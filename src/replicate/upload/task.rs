@@ -13,7 +13,7 @@ use crate::replicate::spool::{RunInfo, Spool, SpooledCommit, Tip};
 use crate::replicate::state::{Begun, GenerationState};
 use crate::replicate::unfinished;
 use crate::replicate::upload::begin::FirstAgain;
-use crate::replicate::upload::look::Looked;
+use crate::replicate::upload::look::{After, Looked};
 use crate::replicate::upload::pace::{Sent, Waiting};
 use crate::replicate::upload::send::remove_files;
 use crate::replicate::upload::{Status, UploadSettings, hurry};
@@ -346,7 +346,7 @@ impl Task {
             return Ok(Looked::Clear);
         }
         self.check_presence().await?;
-        let looked = self.look(None).await?;
+        let looked = self.look(None, After::Contact).await?;
         if looked == Looked::Clear {
             self.look_above().await?;
         }
