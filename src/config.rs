@@ -6,6 +6,7 @@ pub mod nearest;
 pub mod print;
 pub mod settings;
 
+use crate::config::settings::Retention;
 use crate::error::{Error, Result};
 use crate::format::ids::Timestamp;
 use std::path::{Path, PathBuf};
@@ -148,6 +149,60 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
     }
 }
 
+/// Parses a duration that is not zero.
+///
+/// # Errors
+/// As [`parse_duration`].
+pub fn parse_period(text: &str) -> Result<Duration> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err(Error::invalid(format!("{text:?} must be longer than 0"))),
+        duration => Ok(duration),
+    }
+}
+
+/// Parses `all=7d,hourly=30d,daily=1y`, of which one is enough, or `7d`, which is `all=7d`.
+///
+/// # Errors
+/// `Invalid`, with the forms that would do.
+pub fn parse_retention(text: &str) -> Result<Retention> {
+    let mut retention = Retention::default();
+    for part in text.split(',') {
+        let (window, length) = part.split_once('=').unwrap_or(("all", part));
+        let place = match window {
+            "all" => &mut retention.all,
+            "hourly" => &mut retention.hourly,
+            "daily" => &mut retention.daily,
+            _ => {
+                return Err(Error::invalid(format!(
+                    "{window:?} is no window of retention: say all=7d,hourly=30d,daily=1y, or one \
+                     of them, or 7d"
+                )));
+            }
+        };
+        if place.replace(parse_period(length)?).is_some() {
+            return Err(Error::invalid(format!("{text:?} says {window} twice")));
+        }
+    }
+    Ok(retention)
+}
+
+/// The least time that merged segments stay.
+const MERGED_GRACE_MIN: Duration = Duration::from_secs(15 * 60);
+
+/// Parses how long merged segments stay: a reader that listed one must find it for a while, and a
+/// copy of a machine that wakes up must still meet it.
+///
+/// # Errors
+/// `Invalid` if it is too short; else as [`parse_duration`].
+pub fn parse_merged_grace(text: &str) -> Result<Duration> {
+    match parse_duration(text)? {
+        grace if grace < MERGED_GRACE_MIN => Err(Error::invalid(format!(
+            "{text} is too short: merged segments stay for 15m at least"
+        ))),
+        grace => Ok(grace),
+    }
+}
+
 /// A duration as [`parse_duration`] reads it, in whole milliseconds.
 pub fn format_duration(duration: Duration) -> String {
     let mut left = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -237,6 +292,36 @@ mod tests {
             parse_duration("soon").unwrap_err().to_string(),
             "\"soon\" is no duration: say 10s, 500ms, 1h30m, 7d, 1y or 0"
         );
+    }
+
+    #[test]
+    fn retention_is_windows_or_how_long_every_commit_stays() {
+        let days = |days: u64| Some(Duration::from_secs(days * 86400));
+        let parsed = |text| parse_retention(text).unwrap();
+        assert_eq!(parsed("7d"), Retention::WEEK);
+        assert_eq!(parsed("all=7d"), Retention::WEEK);
+        let all = Retention {
+            all: days(1),
+            hourly: days(30),
+            daily: days(365),
+        };
+        assert_eq!(parsed("daily=1y,all=24h,hourly=30d"), all);
+        assert_eq!(parsed("24h,hourly=30d,daily=1y"), all);
+        for (wrong, says) in [
+            (
+                "",
+                "\"\" is no duration: say 10s, 500ms, 1h30m, 7d, 1y or 0",
+            ),
+            ("all=0", "\"0\" must be longer than 0"),
+            ("7d,all=1d", "\"7d,all=1d\" says all twice"),
+            (
+                "weekly=1y",
+                "\"weekly\" is no window of retention: say all=7d,hourly=30d,daily=1y, or one of \
+                 them, or 7d",
+            ),
+        ] {
+            assert_eq!(parse_retention(wrong).unwrap_err().to_string(), says);
+        }
     }
 
     #[test]

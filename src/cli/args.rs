@@ -1,7 +1,10 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
-use sqlrepl::config::{parse_duration, parse_size};
+use sqlrepl::config::settings::Retention;
+use sqlrepl::config::{
+    parse_duration, parse_merged_grace, parse_period, parse_retention, parse_size,
+};
 use sqlrepl::format::ids::GenerationId;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,6 +45,24 @@ pub(crate) enum Command {
     Wal(OfGeneration),
     /// List the restore points of a replica
     Points(Points),
+    /// Merge what a daemon that is gone left, and delete what nothing needs
+    ///
+    /// Of a database of the config file all replicas, or the one of --replica; or any replica. The
+    /// WAL segments of all generations become as few as their sizes allow. Then what is merged or
+    /// no longer wanted is deleted, if nothing was added to the replica for 24 hours. Restore
+    /// points are given up only as the config file or --retention says. A daemon that runs does
+    /// all this by itself, and also deletes snapshots that nothing needs any more, which only a
+    /// daemon does: it takes two looks a day apart. Temporary files lie in $TMPDIR.
+    #[command(verbatim_doc_comment)]
+    Compact(Compact),
+    /// Give up restore points now as retention says, and delete what only they needed
+    ///
+    /// Of a database of the config file all replicas, or the one of --replica; or any replica.
+    /// Nothing is deleted if something was added to the replica within 24 hours, and nothing
+    /// beside a daemon, which does this by itself. Snapshots that nothing needs any more are left
+    /// to a daemon: that takes two looks a day apart. Temporary files lie in $TMPDIR.
+    #[command(verbatim_doc_comment)]
+    Retain(Retain),
     /// List the databases of the config file, and their newest restore points
     Databases(Databases),
     /// Print the config file's path, and what is in force
@@ -88,6 +109,19 @@ pub(crate) struct ReplicateOptions {
     /// How often to look at the database without having been woken
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     pub(crate) monitor_interval: Duration,
+    /// Which restore points stay for how long: every commit for 7d, as in all=7d; or all=7d,
+    /// hourly=30d,daily=1y, or some of these
+    #[arg(long, value_name = "WINDOWS", default_value = "7d", value_parser = parse_retention)]
+    pub(crate) retention: Retention,
+    /// How often what is no longer wanted is looked for
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_period)]
+    pub(crate) retention_check_interval: Duration,
+    /// How often at least a snapshot is taken after changes
+    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_period)]
+    pub(crate) snapshot_interval: Duration,
+    /// How long merged WAL segments stay; at least 15m
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_merged_grace)]
+    pub(crate) merged_grace: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -203,6 +237,47 @@ pub(crate) struct Points {
     pub(crate) limit: Option<usize>,
 }
 
+/// A replica, or those of a database, and what is kept of it.
+#[derive(Debug, Args)]
+pub(crate) struct Kept {
+    /// A database of the config file, by name or path, or a replica: a directory or s3://...
+    pub(crate) target: String,
+    /// Only this replica of the database
+    #[arg(long, value_name = "NAME")]
+    pub(crate) replica: Option<String>,
+    /// Which restore points stay for how long, whatever the config file says: 7d, or
+    /// all=7d,hourly=30d,daily=1y
+    #[arg(long, value_name = "WINDOWS", value_parser = parse_retention)]
+    pub(crate) retention: Option<Retention>,
+    /// Print one JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Compact {
+    #[command(flatten)]
+    pub(crate) kept: Kept,
+    /// Delete although something was added within 24 hours: nobody else writes the replica
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Take a snapshot of the newest commit, and do nothing else; also beside a daemon
+    #[arg(long, conflicts_with_all = ["force", "retention"])]
+    pub(crate) snapshot: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Retain {
+    #[command(flatten)]
+    pub(crate) kept: Kept,
+    /// Delete although something was added within 24 hours: nobody else writes the replica
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Say what would stay and go, and why, and change nothing; also beside a daemon
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) dry_run: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Config {
     /// Fail if there is no config file
@@ -223,7 +298,10 @@ pub(crate) struct Databases {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sqlrepl::config::file::{MONITOR_INTERVAL, SYNC_INTERVAL, WAL_SIZE};
+    use sqlrepl::config::file::{
+        MERGED_GRACE, MONITOR_INTERVAL, RETENTION_CHECK_INTERVAL, SNAPSHOT_INTERVAL, SYNC_INTERVAL,
+        WAL_SIZE,
+    };
 
     #[test]
     fn the_command_line_and_the_config_file_have_the_same_defaults() {
@@ -234,5 +312,9 @@ mod tests {
         assert_eq!(options.sync_interval, SYNC_INTERVAL);
         assert_eq!(options.monitor_interval, MONITOR_INTERVAL);
         assert_eq!(options.wal_size, WAL_SIZE);
+        assert_eq!(options.retention, Retention::WEEK);
+        assert_eq!(options.retention_check_interval, RETENTION_CHECK_INTERVAL);
+        assert_eq!(options.snapshot_interval, SNAPSHOT_INTERVAL);
+        assert_eq!(options.merged_grace, MERGED_GRACE);
     }
 }

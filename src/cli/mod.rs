@@ -2,13 +2,16 @@
 //! code. The clock and the signals come in here.
 
 mod args;
+mod compact;
 mod config;
 mod databases;
+mod kept;
 mod listings;
 mod log;
 mod mount;
 mod replicate;
 mod restore;
+mod retain;
 mod status;
 mod sync;
 mod table;
@@ -80,6 +83,8 @@ fn run(command: args::Command, config: &Config) -> Result<()> {
             args::Command::Snapshots(args) => listings::snapshots(args, config).await,
             args::Command::Wal(args) => listings::wal(args, config).await,
             args::Command::Points(args) => listings::points(args, config).await,
+            args::Command::Compact(args) => compact::run(args, config).await,
+            args::Command::Retain(args) => retain::run(args, config).await,
             args::Command::Databases(args) => databases::run(&args, config).await,
             args::Command::Config(args) => config::run(&args, config),
             args::Command::Version => say(concat!("sqlrepl ", env!("CARGO_PKG_VERSION"))),

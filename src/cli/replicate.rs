@@ -3,23 +3,20 @@
 use crate::cli::args::{Replicate, ReplicateOptions};
 use crate::cli::config::Config;
 use crate::cli::{environment, stop_signal};
-use sqlrepl::config::file::{
-    MERGED_GRACE, RETENTION_CHECK_INTERVAL, SNAPSHOT_INTERVAL, replica_name, unique,
-};
+use sqlrepl::config::file::{replica_name, unique};
 use sqlrepl::config::location::asked_in_time;
-use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings, Retention};
+use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings};
 use sqlrepl::config::{CaptureSettings, default_meta_path};
 use sqlrepl::daemon::{self, Replicated};
 use sqlrepl::error::{Error, Result};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 pub(crate) async fn run(args: Replicate, config: &Config) -> Result<()> {
     // First of all: whoever starts us may end us at any time.
     let stop = stop_signal()?;
     let (databases, max_spool_size) = match &args.database {
         Some(path) => {
-            let replicas = places(&args.replicas, args.options.sync_interval, config)?;
+            let replicas = places(&args.replicas, &args.options, config)?;
             let database = database(path, replicas, &args.options)?;
             unique::check(std::slice::from_ref(&database))?;
             (vec![database], args.options.max_spool_size)
@@ -46,18 +43,18 @@ pub(crate) async fn run(args: Replicate, config: &Config) -> Result<()> {
 /// The replicas of the command line.
 fn places(
     places: &[String],
-    sync_interval: Duration,
+    options: &ReplicateOptions,
     config: &Config,
 ) -> Result<Vec<ReplicaSettings>> {
     let replica = |place: &String| {
         Ok(ReplicaSettings {
             name: replica_name(place),
             location: config.location(place)?,
-            sync_interval,
-            retention: Retention::WEEK,
-            retention_check_interval: RETENTION_CHECK_INTERVAL,
-            snapshot_interval: SNAPSHOT_INTERVAL,
-            merged_grace: MERGED_GRACE,
+            sync_interval: options.sync_interval,
+            retention: options.retention,
+            retention_check_interval: options.retention_check_interval,
+            snapshot_interval: options.snapshot_interval,
+            merged_grace: options.merged_grace,
             validation_interval: None,
         })
     };

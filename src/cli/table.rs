@@ -26,7 +26,8 @@ pub(crate) fn print(columns: &[Column], rows: &[Vec<Value>], json: bool) -> Resu
     }
 }
 
-fn as_json(columns: &[Column], rows: &[Vec<Value>]) -> Value {
+/// Rows as an array of objects.
+pub(crate) fn as_json(columns: &[Column], rows: &[Vec<Value>]) -> Value {
     let object = |row: &Vec<Value>| {
         let names = columns.iter().map(|(name, _)| name.to_lowercase());
         Value::Object(names.zip(row.iter().cloned()).collect::<Map<_, _>>())
@@ -34,7 +35,8 @@ fn as_json(columns: &[Column], rows: &[Vec<Value>]) -> Value {
     rows.iter().map(object).collect()
 }
 
-fn as_text(columns: &[Column], rows: &[Vec<Value>]) -> String {
+/// Rows as lines under a line of headings.
+pub(crate) fn as_text(columns: &[Column], rows: &[Vec<Value>]) -> String {
     let heading: Vec<String> = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
     let cells = rows.iter().map(|row| row.iter().map(cell).collect());
     let lines: Vec<Vec<String>> = std::iter::once(heading).chain(cells).collect();

@@ -11,7 +11,7 @@ use sqlrepl::format::ids::Timestamp;
 use sqlrepl::format::key::GENERATIONS;
 use sqlrepl::materialize::cache::BlockCache;
 use sqlrepl::materialize::replica::Replica;
-use sqlrepl::storage;
+use sqlrepl::storage::{self, Store};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,6 +136,12 @@ pub(crate) async fn open(location: &Location) -> Result<Arc<Replica>> {
 
 /// The same before anything is read of it.
 async fn reach(location: &Location) -> Result<Arc<Replica>> {
+    let cache = Arc::new(BlockCache::new(CACHE_BYTES));
+    Ok(Replica::new(store(location).await?, cache))
+}
+
+/// The store at a place that must be there already.
+pub(crate) async fn store(location: &Location) -> Result<Arc<dyn Store>> {
     if let Location::Directory(path) = location
         && !path.is_dir()
     {
@@ -143,8 +149,7 @@ async fn reach(location: &Location) -> Result<Arc<Replica>> {
             "{location}: no such directory, so no replica is there"
         )));
     }
-    let cache = Arc::new(BlockCache::new(CACHE_BYTES));
-    Ok(Replica::new(storage::open(location).await?, cache))
+    storage::open(location).await
 }
 
 /// What a replica has of what was asked for; and, if that is the last that it holds, of when that

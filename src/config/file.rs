@@ -13,7 +13,7 @@ use crate::config::file::expand::Lookup;
 use crate::config::file::place::{keys, place};
 use crate::config::file::table::{DB, LOG, REPLICA, RETENTION, Source, TOP, Table};
 use crate::config::location::{Credentials, Location, asked_in_time, real_path, without_secrets};
-use crate::config::parse_duration;
+use crate::config::parse_merged_grace;
 use crate::config::settings::{
     DatabaseSettings, LogFormat, LogSettings, LogTarget, ReplicaSettings, Retention, Settings,
 };
@@ -38,8 +38,6 @@ pub const RETENTION_CHECK_INTERVAL: Duration = HOUR;
 pub const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long merged segments stay, unless told otherwise.
 pub const MERGED_GRACE: Duration = HOUR;
-/// The least that they stay.
-const MERGED_GRACE_MIN: Duration = Duration::from_secs(15 * 60);
 
 /// Reads a config file.
 ///
@@ -248,7 +246,9 @@ fn replica(
         snapshot_interval: table
             .period("snapshot-interval")?
             .unwrap_or(SNAPSHOT_INTERVAL),
-        merged_grace: merged_grace(table)?,
+        merged_grace: table
+            .parsed("merged-grace", parse_merged_grace)?
+            .map_or(MERGED_GRACE, |grace| grace.value),
         validation_interval: table.period("validation-interval")?,
     })
 }
@@ -270,21 +270,6 @@ pub fn replica_name(place: &str) -> String {
 /// Whether a replica is meant: by its very name, or as a place is written.
 pub fn is_named(name: &str, asked: &str) -> bool {
     name == asked || name == replica_name(asked)
-}
-
-/// A reader that listed a segment must find it for a while, and a copy of a machine that wakes up
-/// must still meet it.
-fn merged_grace(table: &Table<'_>) -> Result<Duration> {
-    let grace = table.parsed("merged-grace", |text| {
-        let grace = parse_duration(text)?;
-        if grace < MERGED_GRACE_MIN {
-            return Err(Error::invalid(format!(
-                "{text} is too short: merged segments stay for 15m at least"
-            )));
-        }
-        Ok(grace)
-    })?;
-    Ok(grace.map_or(MERGED_GRACE, |grace| grace.value))
 }
 
 fn retention(table: &Table<'_>) -> Result<Option<Retention>> {

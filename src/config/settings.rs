@@ -74,6 +74,13 @@ impl Retention {
         hourly: None,
         daily: None,
     };
+
+    /// Every commit, for ever: what is kept where nobody is known to have said anything.
+    pub const EVERYTHING: Self = Self {
+        all: Some(Duration::MAX),
+        hourly: None,
+        daily: None,
+    };
 }
 
 /// What is logged, and how.

@@ -3,7 +3,9 @@
 //!
 //! Safe to be killed at any point and to run again: what is listed is all that counts. Only the
 //! writer of the highest generation works here, and nothing goes in a run whose listing shows an
-//! object that it does not know.
+//! object that it does not know. What commands ask of a replica is in [`asked`].
+
+pub mod asked;
 
 use crate::config::settings::Retention;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,7 +47,7 @@ pub struct KeepSettings {
 pub enum Behalf {
     /// The daemon's that writes this generation, and has stored its transactions up to this one.
     Writer(GenerationId, Txid),
-    /// Of a replica that nobody writes.
+    /// Of a command, which looks at all that is stored.
     Nobody,
 }
 
@@ -98,6 +100,8 @@ struct Looked {
     survey: Survey,
     /// An object that nobody told us of.
     stranger: Option<String>,
+    /// When something was stored last.
+    added: Option<Timestamp>,
 }
 
 impl Keeper {
@@ -169,9 +173,13 @@ impl Keeper {
             .map(|o| &o.key)
             .find(|key| !is_known(key))
             .cloned();
+        let added = listed.iter().map(|object| object.modified).max();
         self.known = Some(keys);
         let catalog = Catalog::new(listed);
-        let mut wanted = Wanted::of(&self.settings.retention, self.now().0);
+        let mut wanted = match behalf {
+            Behalf::Writer(..) => Wanted::of(&self.settings.retention, self.now().0),
+            Behalf::Nobody => Wanted::all(),
+        };
         wanted.behind = catalog.generations.iter().rev().find_map(|(&id, listing)| {
             let last = listing.snapshots.last()?;
             Some((id, last.txid))
@@ -182,6 +190,7 @@ impl Keeper {
             catalog,
             survey,
             stranger,
+            added,
         })
     }
 
@@ -351,6 +360,11 @@ impl Keeper {
             return Ok((0, 0));
         }
         self.rewrite(looked, decision).await?;
+        self.let_go(looked, decision).await
+    }
+
+    /// Deletes what has to go, as far as what is left holds it.
+    async fn let_go(&mut self, looked: &Looked, decision: &Decision) -> Result<(usize, u64)> {
         let sizes = segment_sizes(&looked.survey);
         let mut gone = Vec::new();
         for (output, inputs) in merged_into(&decision.deletions) {
@@ -369,7 +383,9 @@ impl Keeper {
         self.delete(gone).await
     }
 
-    async fn rewrite(&mut self, looked: &Looked, decision: &Decision) -> Result<()> {
+    /// Thins segments; how many.
+    async fn rewrite(&mut self, looked: &Looked, decision: &Decision) -> Result<usize> {
+        let mut rewritten = 0;
         for rewrite in &decision.rewrites {
             let sizes = segment_sizes(&looked.survey);
             let Some(&size) = sizes.get(rewrite.key.as_str()) else {
@@ -382,10 +398,10 @@ impl Keeper {
                 keep: Some(rewrite.keep.clone()),
             };
             if !self.is_known_stuck(&thinned) {
-                self.merge(&thinned).await?;
+                rewritten += usize::from(self.merge(&thinned).await?);
             }
         }
-        Ok(())
+        Ok(rewritten)
     }
 
     /// Makes sure that a segment holds others, unless that was done.

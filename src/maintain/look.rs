@@ -44,7 +44,7 @@ enum Read {
 pub(super) struct Wanted {
     /// Those whose last transaction may be older.
     pub(super) before: Timestamp,
-    /// Those of this generation behind this transaction.
+    /// Those of this generation behind this transaction; in any case the last of each generation.
     pub(super) behind: Option<(GenerationId, Txid)>,
 }
 
@@ -59,6 +59,14 @@ impl Wanted {
         }
     }
 
+    /// All.
+    pub(super) fn all() -> Self {
+        Self {
+            before: Timestamp::from_micros(i64::MAX),
+            behind: None,
+        }
+    }
+
     fn has(&self, generation: GenerationId, segment: &SegmentListing) -> bool {
         // An upload is no older than it was stored, but for an hour of a slow clock.
         let stored = later(segment.object.modified, Duration::from_secs(3600));
@@ -66,7 +74,8 @@ impl Wanted {
         let is_behind = self.behind.is_some_and(|(id, txid)| {
             id == generation && segment.last.is_none_or(|last| last > txid)
         });
-        is_old || is_behind
+        // Where it ends only its footer says.
+        is_old || is_behind || segment.last.is_none()
     }
 }
 

@@ -46,7 +46,8 @@ pub const ORPHANED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What retention waits for, beside the policy and the constants here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How long a segment stays after another one was stored that holds it.
+    /// How long a segment stays after another one was stored that holds it; zero for not at all,
+    /// whatever clocks say.
     pub merged_grace: Duration,
 }
 
@@ -303,7 +304,8 @@ fn segments(line: &Line<'_>, chosen: &Chosen, limits: &Limits, clock: &mut Clock
         if is_covered && !pieces.iter().any(|piece| stays(piece.index)) {
             gone.push(Deletion::new(object, Why::Expired));
         } else if let Some(holder) = pieces.iter().find_map(|p| holder(&all[p.index], segment)) {
-            if clock.has_passed(holder.modified, limits.merged_grace) {
+            let grace = limits.merged_grace;
+            if grace.is_zero() || clock.has_passed(holder.modified, grace) {
                 gone.push(Deletion::new(object, Why::MergedInto(holder.key.clone())));
             }
         } else if let Some(first) = pieces.first() {

@@ -82,6 +82,15 @@ pub struct SegmentInside {
 }
 
 impl Survey {
+    /// The lengths of all objects but claims, by key.
+    pub fn all_sizes(&self) -> HashMap<&str, u64> {
+        let segments = self.generations.values().flat_map(|s| &s.segments);
+        let segments = segments.map(|s| &s.listed.object);
+        let mut sizes = self.sizes();
+        sizes.extend(segments.map(|object| (object.key.as_str(), object.size)));
+        sizes
+    }
+
     /// The lengths of all objects that a map can name, by key.
     pub(super) fn sizes(&self) -> HashMap<&str, u64> {
         let homes = self.generations.values().flat_map(|surveyed| {

@@ -20,6 +20,7 @@ mod hangs;
 mod lineage;
 mod listing;
 mod machine;
+mod maintain;
 mod mishaps;
 mod model;
 mod mount;

@@ -2,7 +2,7 @@
 
 use crate::config::file::expand::{Lookup, expand};
 use crate::config::nearest::nearest;
-use crate::config::{parse_duration, parse_size};
+use crate::config::{parse_duration, parse_period, parse_size};
 use crate::error::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
@@ -197,11 +197,7 @@ impl<'a> Table<'a> {
     /// # Errors
     /// `Invalid`.
     pub(crate) fn period(&self, key: &str) -> Result<Option<Duration>> {
-        let positive = |text: &str| match parse_duration(text)? {
-            Duration::ZERO => Err(Error::invalid(format!("{text:?} must be longer than 0"))),
-            duration => Ok(duration),
-        };
-        Ok(self.parsed(key, positive)?.map(|found| found.value))
+        Ok(self.parsed(key, parse_period)?.map(|found| found.value))
     }
 
     /// A span of time; 0 needs no quotes.

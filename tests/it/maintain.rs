@@ -1,0 +1,264 @@
+//! `sqlrepl compact` and `retain`: replicas that no daemon looks after any more.
+
+use crate::exact::Reader;
+use crate::oracle::ImageHash;
+use crate::program::Running;
+use crate::world::{World, walk};
+use sqlrepl::format::ids::RestorePoint;
+use std::fs::{self, File};
+use std::time::{Duration, SystemTime};
+
+const COMMITS: usize = 12;
+
+/// A world with a replica of so many commits, each stored by itself, and no daemon.
+fn left_behind() -> World {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.daemon_with("--sync-interval 0");
+    commit(&world, COMMITS);
+    assert_eq!(daemon.term(), 0);
+    world
+}
+
+fn commit(world: &World, commits: usize) {
+    for n in 0..commits {
+        let sql = format!("UPDATE t SET v = v || '+' WHERE id = {}", n % 3 + 1);
+        world.sql("app.db", &sql);
+        world.sync();
+    }
+}
+
+/// A world whose config file has `app.db` and `replicas/app`, and a daemon that it was given to.
+fn configured(retention: &str) -> (World, Running) {
+    let world = World::new();
+    world.sample();
+    let place = world.place("replicas/app");
+    let place = match place.contains("://") {
+        true => format!("url = \"{place}\""),
+        false => format!("path = \"{place}\""),
+    };
+    let text = format!(
+        "[[db]]\npath = \"app.db\"\n[[db.replica]]\nname = \"near\"\n{place}\n\
+         sync-interval = 0\nretention = {retention}\n"
+    );
+    fs::write(world.path("c.toml"), text).unwrap();
+    let mut daemon = world.replicate("--config c.toml");
+    world.await_sync(&mut daemon);
+    (world, daemon)
+}
+
+/// Makes all that is stored look so much older.
+fn age(world: &World, by: Duration) {
+    let then = SystemTime::now() - by;
+    walk(&world.path("replicas/app/generations"), &mut |path| {
+        let file = File::options().append(true).open(path).unwrap();
+        file.set_modified(then).unwrap();
+    });
+}
+
+/// Every restore point, and the hash of all its pages.
+fn images(world: &World) -> Vec<(RestorePoint, ImageHash)> {
+    let reader = Reader::new(&world.path("replicas/app"));
+    let points = reader.generations().into_iter().flatten();
+    let images = points.map(|point| (point, reader.hash(&point)));
+    images.collect()
+}
+
+/// How many objects lie in the folder of a level.
+fn level(world: &World, level: u8) -> usize {
+    let objects = world.objects("replicas/app");
+    let folder = format!("/wal/{level}/");
+    objects.iter().filter(|(n, _)| n.contains(&folder)).count()
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// README: "Merging and retention change nothing in the restore points that stay."
+#[test]
+fn what_a_stopped_daemon_left_is_merged_and_every_moment_stays_as_it_was() {
+    let world = left_behind();
+    let before = images(&world);
+    assert_eq!((before.len(), level(&world, 0)), (COMMITS + 1, COMMITS));
+    let said = world.sqlrepl("compact replicas/app").ok();
+    assert!(said.contains("app: merged 12 segments into 1"), "{said}");
+    assert!(said.contains("--force deletes all the same"), "{said}");
+    assert_eq!((level(&world, 0), level(&world, 1)), (COMMITS, 1));
+    assert_eq!(images(&world), before);
+    let said = world.sqlrepl("compact replicas/app --force").ok();
+    let expected = "app: nothing to merge, deleted 12 objects, ";
+    assert!(said.contains(expected), "{said}");
+    assert_eq!((level(&world, 0), level(&world, 1)), (0, 1));
+    assert_eq!(images(&world), before);
+    let said = world.sqlrepl("compact replicas/app --force").ok();
+    let expected = "app: nothing to merge, nothing to delete";
+    assert!(said.contains(expected), "{said}");
+}
+
+#[test]
+fn a_daemon_goes_on_behind_what_was_merged_meanwhile() {
+    let world = left_behind();
+    world.sqlrepl("compact replicas/app --force").ok();
+    let before = images(&world);
+    let mut daemon = world.daemon_with("--sync-interval 0");
+    commit(&world, 3);
+    assert_eq!(daemon.term(), 0);
+    let after = images(&world);
+    assert_eq!(after.len(), before.len() + 3);
+    assert_eq!(after[..before.len()], before);
+    assert_eq!(world.generations().len(), 1);
+}
+
+/// README: "`compact` and `retain` delete nothing from a replica to which something was added
+/// within 24 hours, unless they are told to with `--force`."
+#[test]
+fn commands_delete_only_where_nothing_was_added_for_a_day() {
+    let world = left_behind();
+    age(&world, 23 * HOUR + HOUR / 2);
+    let held = "app was added to 23 hours ago: nothing is deleted; --force deletes all the same";
+    let retain = "retain replicas/app --retention 1ms";
+    world.sqlrepl(retain).fails(1, held);
+    let said = world.sqlrepl("compact replicas/app --retention 1ms").ok();
+    assert!(said.contains(held), "{said}");
+    assert_eq!((level(&world, 0), world.points().len()), (COMMITS, 13));
+    age(&world, 25 * HOUR);
+    let before = images(&world);
+    let said = world.json("compact replicas/app").remove(0);
+    assert_eq!(said["deleted"], COMMITS);
+    assert_eq!(said["refused"], serde_json::Value::Null);
+    assert_eq!((level(&world, 0), level(&world, 1)), (0, 1));
+    assert_eq!(images(&world), before);
+}
+
+#[test]
+fn compact_gives_up_restore_points_only_if_it_is_told_how_long_they_stay() {
+    let world = left_behind();
+    let newest = images(&world).pop().unwrap();
+    world.sqlrepl("compact replicas/app --force").ok();
+    assert_eq!(world.points().len(), COMMITS + 1);
+    let command = "compact replicas/app --force --retention hourly=1ms";
+    let said = world.json(command).remove(0);
+    assert_eq!((&said["thinned"], &said["deleted"]), (&1.into(), &1.into()));
+    // The snapshot stays for a while, and with it its own moment.
+    let left = images(&world);
+    assert_eq!((left.len(), left.last()), (2, Some(&newest)));
+}
+
+/// README: "`retain --dry-run` says what would stay and go, and why, and changes nothing."
+#[test]
+fn a_dry_run_of_retain_says_what_stays_and_goes_and_why_and_changes_nothing() {
+    let world = left_behind();
+    world.sqlrepl("compact replicas/app --force").ok();
+    let (objects, before) = (world.objects("replicas/app"), images(&world));
+    let command = "retain replicas/app --retention all=1ms,daily=1y";
+    let said = world.sqlrepl(&format!("{command} --dry-run")).ok();
+    for words in [
+        "the last commit of its day",
+        "app: would be thinned: 1",
+        "app: would go: 0",
+        "seconds ago: nothing is deleted; --force deletes all the same",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let said = world.json(&format!("{command} --dry-run")).remove(0);
+    let stays = said["stays"].as_array().unwrap();
+    let newest = &before.last().unwrap().0;
+    // Two days may have seen commits.
+    assert!((1..=2).contains(&stays.len()), "{said}");
+    assert_eq!(stays.last().unwrap()["last"], newest.txid.to_string());
+    assert_eq!(said["thinned"][0]["commits"], COMMITS);
+    assert_eq!(said["thinned"][0]["stay"], stays.len());
+    assert_eq!(world.objects("replicas/app"), objects);
+    let done = world.json(&format!("{command} --force")).remove(0);
+    assert_eq!((&done["thinned"], &done["deleted"]), (&1.into(), &1.into()));
+    let left = images(&world);
+    assert!(left.iter().all(|kept| before.contains(kept)));
+    assert_eq!(left.len(), stays.len() + 1);
+    assert_eq!(left.last(), before.last());
+    // By default every commit of a week stays.
+    let said = world.sqlrepl("retain replicas/app --force").ok();
+    assert!(said.contains("app: nothing to delete"), "{said}");
+}
+
+#[test]
+fn a_snapshot_can_be_taken_at_any_time_beside_the_daemon_too() {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.daemon_with("--sync-interval 0");
+    commit(&world, 3);
+    let said = world.sqlrepl("compact --snapshot replicas/app").ok();
+    let expected = "app: took a snapshot of txid 0000000000000004, ";
+    assert!(said.contains(expected), "{said}");
+    let said = world.sqlrepl("compact --snapshot replicas/app").ok();
+    let expected = "app: nothing was committed since the last snapshot";
+    assert!(said.contains(expected), "{said}");
+    commit(&world, 2);
+    let said = world.json("compact --snapshot replicas/app").remove(0);
+    assert_eq!(said["snapshot"]["txid"], "0000000000000006");
+    commit(&world, 1);
+    assert_eq!(daemon.term(), 0);
+    assert_eq!(world.json("snapshots replicas/app").len(), 3);
+    assert_eq!(images(&world).len(), 7);
+    world.restore("out.db", "");
+    let all = "SELECT group_concat(id || v) FROM t";
+    assert_eq!(world.sql("out.db", all), world.sql("app.db", all));
+}
+
+#[test]
+fn what_a_running_daemon_does_by_itself_no_command_does_beside_it() {
+    let (world, mut daemon) = configured("{ hourly = \"30d\" }");
+    commit(&world, COMMITS);
+    let words = "database app is replicated by a running daemon, which does this by itself; stop \
+                 it first, or ";
+    for target in ["app", "app.db", "replicas/app", "app --replica near"] {
+        let command = |command: &str| world.sqlrepl(&format!("--config c.toml {command} {target}"));
+        let remedy = format!("{words}take a snapshot with --snapshot");
+        command("compact --force").fails(1, &remedy);
+        command("retain --force").fails(1, words);
+        command("retain --dry-run").ok();
+    }
+    world.sqlrepl("--config c.toml compact --snapshot app").ok();
+    assert_eq!(daemon.term(), 0);
+    // As the config file says, not all of a week.
+    let said = world.json("--config c.toml retain replicas/app --dry-run");
+    assert_eq!(said[0]["stays"][0]["why"], "the last commit of its hour");
+    let said = world.sqlrepl("--config c.toml compact app --force").ok();
+    assert!(
+        said.starts_with("near: merged 12 segments into 1"),
+        "{said}"
+    );
+}
+
+#[test]
+fn wrong_windows_and_places_that_hold_nothing_are_said_in_a_sentence() {
+    let world = World::new();
+    world.sample();
+    fs::create_dir_all(world.path("replicas/none")).unwrap();
+    for (command, code, words) in [
+        ("compact replicas/none", 3, "holds no replica"),
+        ("retain nowhere", 3, "nowhere: no such directory"),
+        ("compact replicas/none --replica x", 2, "--replica picks"),
+        (
+            "retain x --retention weekly=1d",
+            2,
+            "no window of retention",
+        ),
+        ("retain x --force --dry-run", 2, "cannot be used with"),
+        (
+            "replicate app.db x --retention 0",
+            2,
+            "must be longer than 0",
+        ),
+        (
+            "replicate app.db x --merged-grace 1m",
+            2,
+            "for 15m at least",
+        ),
+        (
+            "replicate app.db x --snapshot-interval 0",
+            2,
+            "longer than 0",
+        ),
+    ] {
+        world.sqlrepl(command).fails(code, words);
+    }
+}
