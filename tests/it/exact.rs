@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Runtime;
 
 /// What a comparison found: for each generation, which images of the ledger its restore points are.
@@ -141,7 +142,30 @@ pub(crate) fn check_all(replica: &Path, ledger: &Path) -> Exact {
     exact
 }
 
-/// The same for a writer that is faster than every restore point could be read: checks the first
+/// Checks that every restore point is an image that SQLite showed, in order, and that none of the
+/// newest so much time is missing. The number of points.
+#[track_caller]
+pub(crate) fn check_kept(replica: &Path, ledger: &Path, window: Duration) -> usize {
+    let reader = Reader::new(replica);
+    let shown = images(ledger);
+    let generations = reader.generations();
+    for points in &generations {
+        let mut place = 0;
+        for point in points {
+            let hash = reader.hash(point);
+            let found = shown[place..].iter().position(|image| *image == hash);
+            place +=
+                found.unwrap_or_else(|| panic!("SQLite never showed {point:?} behind {place}"));
+        }
+        let newest = points[points.len() - 1].time.micros();
+        let start = newest - i64::try_from(window.as_micros()).unwrap();
+        let recent = points.partition_point(|point| point.time.micros() < start);
+        check_names(&points[recent..]);
+    }
+    generations.iter().map(Vec::len).sum()
+}
+
+/// The same as [`check_all`] for a writer that is faster than every restore point could be read: checks the first
 /// and the last of each generation and `count` others, each commit being one more image.
 #[track_caller]
 pub(crate) fn check_some(replica: &Path, ledger: &Path, count: u64, dice: &mut Dice) -> Exact {

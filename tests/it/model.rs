@@ -1,13 +1,15 @@
 //! The model test: random transactions of several applications, checkpoints, kills of both sides
 //! and failing syncs, against SQLite's own image of every commit.
 
-use crate::exact::{check_all, check_durable};
+use crate::exact::{check_all, check_durable, check_kept};
+use crate::machine::Clock;
 use crate::oracle::images;
 use crate::program::{LONG, Running, wait_until};
 use crate::world::World;
 use crate::writer::{Dice, Setup, Writer};
 use crate::{seed, soak};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Transactions that each command to a writer asks for.
 const PIECE: u64 = 20;
@@ -41,6 +43,47 @@ fn every_restore_point_is_what_sqlite_showed_and_no_commit_is_missing() {
     );
 }
 
+/// The same while hours pass for the daemon, which merges, takes snapshots, thins out and deletes.
+///
+/// README: "Merging and retention change nothing in the restore points that stay."
+#[test]
+fn what_a_daemon_maintains_for_hours_stays_what_sqlite_showed() {
+    let seed = seed();
+    let lives = 3 * soak();
+    let mut kept = Kept::default();
+    for n in 0..lives {
+        let life = Life::new(seed.wrapping_add(n)).with_hours();
+        kept.add(&life.live_for_hours());
+    }
+    println!("{kept:?}");
+    assert!(kept.merged > 0 && kept.snapshots > 0, "{kept:?}");
+    assert!(
+        kept.points < kept.commits,
+        "nothing was thinned out: {kept:?}"
+    );
+}
+
+/// What is left of lives.
+#[derive(Debug, Default)]
+struct Kept {
+    commits: usize,
+    points: usize,
+    merged: usize,
+    snapshots: usize,
+}
+
+impl Kept {
+    fn add(&mut self, other: &Self) {
+        self.commits += other.commits;
+        self.points += other.points;
+        self.merged += other.merged;
+        self.snapshots += other.snapshots;
+    }
+}
+
+/// How long every commit stays in a life of hours.
+const WINDOW: Duration = Duration::from_secs(3 * 3600);
+
 /// One database with its applications, its daemon and their troubles.
 struct Life {
     world: World,
@@ -50,6 +93,8 @@ struct Life {
     writers: Vec<(Writer, Kind)>,
     /// Pieces of work that no writer was asked for yet.
     pieces: u64,
+    /// The daemon's clock, which runs ahead, and by how much.
+    clock: Option<(Clock, Duration)>,
 }
 
 #[derive(Clone, Copy)]
@@ -83,17 +128,71 @@ impl Life {
             library,
             writers: Vec::new(),
             pieces: 15,
+            clock: None,
+        }
+    }
+
+    fn with_hours(mut self) -> Self {
+        self.clock = Some((Clock::new(&self.world, "daemon"), Duration::ZERO));
+        self.pieces = 24;
+        self
+    }
+
+    /// Lives while hours pass.
+    fn live_for_hours(mut self) -> Kept {
+        self.work();
+        let ledger = self.world.path("ledger");
+        let objects = self.world.objects("replicas/app");
+        let count = |folder: &str| objects.iter().filter(|(n, _)| n.contains(folder)).count();
+        let merged = count("/wal/") - count("/wal/0/");
+        Kept {
+            commits: images(&ledger).len(),
+            points: check_kept(&self.world.path("replicas/app"), &ledger, WINDOW / 2),
+            merged,
+            snapshots: count("/snapshots/"),
+        }
+    }
+
+    /// Starts the daemon.
+    fn replicate(&self) -> Running {
+        let Some((clock, _)) = &self.clock else {
+            return self
+                .world
+                .replicate("app.db replicas/app --sync-interval 50ms");
+        };
+        let mut command = self.world.ours(
+            "replicate app.db replicas/app --sync-interval 50ms --retention all=3h,hourly=1d \
+             --snapshot-interval 1h --merged-grace 15m --retention-check-interval 15m",
+        );
+        command.envs(clock.environment());
+        Running::start(&mut command, &self.world.logs())
+    }
+
+    /// So much passes for the daemon that it has something to do, and not so much that it doubts
+    /// its clock.
+    fn pass(&mut self) {
+        let minutes = 5 + self.dice.roll(20);
+        if let Some((clock, ahead)) = &mut self.clock {
+            *ahead += Duration::from_secs(minutes * 60);
+            clock.set_ahead(*ahead);
         }
     }
 
     /// Lives; the number of commits and of restore points.
     fn live(mut self) -> (usize, usize) {
-        let mut daemon = self.world.daemon();
+        self.work();
+        self.judge()
+    }
+
+    fn work(&mut self) {
+        let mut daemon = self.replicate();
+        self.world.await_sync(&mut daemon);
         for kind in [Kind::Rust, Kind::Python, Kind::Rust] {
             let writer = self.writer(kind);
             self.writers.push((writer, kind));
         }
         while self.work_goes_on() {
+            self.pass();
             self.trouble(&mut daemon);
             let lines = self.dice.roll(80);
             self.await_lines(lines);
@@ -102,7 +201,6 @@ impl Life {
         drop(self.writer(Kind::Rust).ask("random 1"));
         self.sync(&mut daemon);
         assert_eq!(daemon.term(), 0);
-        self.judge()
     }
 
     fn judge(&self) -> (usize, usize) {
@@ -194,9 +292,7 @@ impl Life {
     fn restart(&mut self, daemon: &mut Running) {
         let lines = self.dice.roll(60);
         self.await_lines(lines);
-        *daemon = self
-            .world
-            .replicate("app.db replicas/app --sync-interval 50ms");
+        *daemon = self.replicate();
     }
 
     fn sync(&mut self, daemon: &mut Running) {
