@@ -36,6 +36,9 @@ pub(crate) enum Piece {
     Block(u32),
     /// One page, by its slot: an interior page that came ahead of its block.
     Page(u32),
+    /// One page of the database, by its number, as the map of this snapshot has it: an interior
+    /// page that came ahead of the leaf that says where it lies.
+    Interior(u32),
 }
 
 /// Where an entry of an object's index lies.

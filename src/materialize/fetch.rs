@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::container::{BlockRef, Kind, SectionKind, SectionRef};
 use crate::format::ids::{ObjectId, PageSize, Pgno};
 use crate::format::interior::decode_interior;
+use crate::format::key::{Key, ObjectKey};
 use crate::format::segment::SegmentIndex;
 use crate::format::snapshot::{Leaf, LeafRef, SnapshotIndex};
 use crate::materialize::cache::{
@@ -28,6 +29,8 @@ use tokio::sync::watch;
 pub(crate) const PARALLEL: usize = 32;
 /// Bytes that nobody asked for are read if that saves a request, up to so many.
 const GAP_BYTES: u64 = 16 << 10;
+/// The largest first read of an object, bytes.
+const TAIL_BYTES_MAX: u64 = 512 << 10;
 /// The largest ranged read of a single reader, bytes.
 pub(crate) const GET_BYTES: u64 = 4 << 20;
 
@@ -173,9 +176,10 @@ impl Fetcher {
         Ok(snapshot_table(stored.footer.header.object_id, index))
     }
 
-    /// Reads the footer of an object.
+    /// Reads the footer of an object, and mostly its index with it.
     pub(crate) async fn open(&self, object: &Object) -> Result<StoredObject> {
-        StoredObject::open(&*self.store, &object.key, object.size).await
+        let tail = tail_bytes(&object.key, object.size);
+        StoredObject::open_tail(&*self.store, &object.key, object.size, tail).await
     }
 
     /// Reads the index of a segment.
@@ -268,6 +272,18 @@ impl Fetcher {
             takeoff.land(opened);
         }
     }
+}
+
+/// How much of the end of an object is read first, bytes: what its footer and its index take, as a
+/// rule. A block table is about 1/2,600 of the pages' stored bytes, the index of a segment 1/45;
+/// and a later snapshot has many leaves for its size.
+fn tail_bytes(key: &str, size: u64) -> u64 {
+    let (part, least) = match Key::parse(key).map(|key| key.object) {
+        Some(ObjectKey::Merged { .. }) => (size / 40, 64 << 10),
+        Some(ObjectKey::Snapshot { .. }) => (size / 2048, 256 << 10),
+        _ => (size / 2048, 64 << 10),
+    };
+    part.clamp(least, TAIL_BYTES_MAX)
 }
 
 /// What the cache keeps of a segment's index.

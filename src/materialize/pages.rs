@@ -313,7 +313,12 @@ impl Database {
                 None => Place::Zeros,
                 Some((object, leaf)) => match held.leaf(cache, object, &leaf) {
                     Some(leaf) => layout.below(&leaf, page)?,
-                    None => return Ok(Err(Miss::Leaf(Arc::clone(object), leaf))),
+                    None => {
+                        let number = layout.base.object.number;
+                        let interior = cache.get(number, Piece::Interior(page.get()));
+                        let miss = || Miss::Leaf(Arc::clone(object), leaf);
+                        return Ok(interior.map(Spot::Page).ok_or_else(miss));
+                    }
                 },
             },
         };

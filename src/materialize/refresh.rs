@@ -37,6 +37,8 @@ const LISTINGS: u32 = 3;
 /// Of the level-0 segments that no hint covers yet, every so manieth is read: a footer has hints
 /// for up to 64, fewer when they are large. The last round reads what is left.
 const STRIDES: [usize; 3] = [32, 8, 1];
+/// The first read of a segment of which the footer alone is needed, bytes.
+const BORDER_BYTES: u64 = 4 << 10;
 /// The largest claim that is read, bytes.
 const CLAIM_BYTES: u64 = 1 << 20;
 
@@ -566,9 +568,8 @@ async fn read_border(
     listed: &SegmentListing,
 ) -> Result<Option<Border>> {
     let Listed { key, size, .. } = &listed.object;
-    let footer = StoredObject::open(&*fetcher.store, key, *size)
-        .await?
-        .footer;
+    let opened = StoredObject::open_tail(&*fetcher.store, key, *size, BORDER_BYTES).await?;
+    let footer = opened.footer;
     let header = &footer.header;
     let named = narrow::span(listed);
     let is_named = header.level == named.level

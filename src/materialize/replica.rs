@@ -18,6 +18,7 @@ use crate::materialize::refresh::{Histories, Loader, Refreshed};
 use crate::storage::Store;
 use crate::storage::catalog::Catalog;
 use lru::LruCache;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -27,8 +28,9 @@ const OVERLAYS: NonZeroUsize = NonZeroUsize::new(4).expect("it is not 0");
 /// A map's leaves are read when a moment is opened if they take no more than so many bytes; else
 /// when they are needed.
 const LEAF_BYTES_AT_OPEN: u64 = 1 << 20;
-/// The block tables of a map's homes are read when a moment is opened if they are no more.
-const TABLES_AT_OPEN: usize = 16;
+/// What lies in other objects than the snapshot itself, leaves and block tables, is read when a
+/// moment is opened if these are no more: a query needs what one or two of many hold.
+const HOMES_AT_OPEN: usize = 2;
 /// Segments whose versions are in memory at a time while an overlay is made.
 const LAYERS: usize = 256;
 /// How often a moment is planned anew when objects vanish under it.
@@ -373,7 +375,7 @@ impl Replica {
             let Some(listed) = state.catalog.generations.get(id) else {
                 continue;
             };
-            let read: std::collections::HashMap<&str, &Arc<_>> = history
+            let read: HashMap<&str, &Arc<_>> = history
                 .segments
                 .iter()
                 .map(|s| (s.object.key.as_str(), s))
@@ -540,16 +542,21 @@ impl Replica {
     }
 
     async fn warm_leaves(&self, base: &Snapshot) -> Result<()> {
-        let leaves = all_leaves(base)?;
-        let bytes: u64 = leaves.iter().map(|(_, leaf)| u64::from(leaf.length)).sum();
-        if bytes <= LEAF_BYTES_AT_OPEN {
+        let mut leaves = all_leaves(base)?;
+        let numbers = leaves.iter().map(|(object, _)| object.number);
+        let others: HashSet<_> = numbers.filter(|n| *n != base.object.number).collect();
+        if others.len() > HOMES_AT_OPEN {
+            leaves = own_leaves(base)?;
+        }
+        if leaf_bytes(&leaves) <= LEAF_BYTES_AT_OPEN {
             self.fetcher.leaves(&leaves).await?;
         }
         Ok(())
     }
 
     async fn warm_tables(&self, base: &Snapshot) -> Result<()> {
-        if base.homes.len() <= TABLES_AT_OPEN {
+        // The snapshot itself is among them, and its own table came with its footer.
+        if base.homes.len() <= HOMES_AT_OPEN + 1 {
             self.fetcher
                 .tables(base.homes.values().cloned().collect())
                 .await?;
@@ -558,14 +565,14 @@ impl Replica {
     }
 
     /// Interior pages go into the cache under the places that the map names, where a read that
-    /// comes through the map looks first.
+    /// comes through any map looks first; those whose leaves lie elsewhere under their numbers,
+    /// for reads through the map of this snapshot.
     async fn warm_interior(&self, snapshot: &Snapshot) -> Result<()> {
         let Some(section) = &snapshot.interior else {
             return Ok(());
         };
-        let refs = all_leaves(snapshot)?;
-        let bytes: u64 = refs.iter().map(|(_, leaf)| u64::from(leaf.length)).sum();
-        if bytes > LEAF_BYTES_AT_OPEN {
+        let refs = own_leaves(snapshot)?;
+        if leaf_bytes(&refs) > LEAF_BYTES_AT_OPEN {
             return Ok(());
         }
         let (pages, leaves) = tokio::try_join!(
@@ -573,23 +580,26 @@ impl Replica {
                 .interior(&snapshot.object, section, snapshot.page_size),
             self.fetcher.leaves(&refs),
         )?;
-        let mut present = leaves.into_iter();
-        let leaves: Vec<_> = snapshot
-            .root
-            .leaves
-            .iter()
-            .map(|leaf| leaf.and_then(|_| present.next()))
-            .collect();
+        let leaves = refs.iter().map(|(_, place)| place.offset).zip(leaves);
+        let leaves: HashMap<u64, _> = leaves.collect();
+        let cache = &self.fetcher.cache;
         for (pgno, page) in pages {
-            let index = Layout::leaf_index(pgno);
-            let Some(Some(leaf)) = leaves.get(index) else {
+            let place = snapshot.root.leaves.get(Layout::leaf_index(pgno));
+            let Some(place) = place.copied().flatten() else {
                 continue;
             };
-            if let Some((id, slot)) = leaf.locate(pgno) {
-                let object = snapshot.home(id)?.number;
-                self.fetcher
-                    .cache
-                    .put(object, Piece::Page(slot), page.into());
+            let own = snapshot.home(place.object)?.number == snapshot.object.number;
+            match leaves.get(&place.offset).filter(|_| own) {
+                Some(leaf) => {
+                    if let Some((id, slot)) = leaf.locate(pgno) {
+                        let object = snapshot.home(id)?.number;
+                        cache.put(object, Piece::Page(slot), page.into());
+                    }
+                }
+                None => {
+                    let piece = Piece::Interior(pgno.get());
+                    cache.put(snapshot.object.number, piece, page.into());
+                }
             }
         }
         snapshot.interior_read.store(true, Ordering::Relaxed);
@@ -659,6 +669,17 @@ pub(crate) fn all_leaves(base: &Snapshot) -> Result<Vec<(Arc<Object>, LeafRef)>>
         .collect()
 }
 
+/// Those that lie in the snapshot itself.
+fn own_leaves(snapshot: &Snapshot) -> Result<Vec<(Arc<Object>, LeafRef)>> {
+    let mut leaves = all_leaves(snapshot)?;
+    leaves.retain(|(object, _)| object.number == snapshot.object.number);
+    Ok(leaves)
+}
+
+fn leaf_bytes(leaves: &[(Arc<Object>, LeafRef)]) -> u64 {
+    leaves.iter().map(|(_, leaf)| u64::from(leaf.length)).sum()
+}
+
 fn named_point(history: &History, txid: Txid) -> Result<RestorePoint> {
     history
         .point(txid)
@@ -719,5 +740,7 @@ fn newest_with(histories: &Histories, txid: Txid) -> Result<RestorePoint> {
     }))
 }
 
+#[cfg(test)]
+mod cold;
 #[cfg(test)]
 mod tests;

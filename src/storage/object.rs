@@ -47,9 +47,17 @@ impl StoredObject {
     /// # Errors
     /// `NotFound`, `Unavailable`, and `Corrupt` or `Invalid`, naming the object.
     pub async fn open(store: &dyn Store, key: &str, size: u64) -> Result<Self> {
-        let named = |e: Error| e.context(format!("read {}/{key}", store.location()));
         let part = (size / TAIL_PART).clamp(TAIL_BYTES_MIN, TAIL_BYTES_MAX);
-        let mut wanted = part.min(size);
+        Self::open_tail(store, key, size, part).await
+    }
+
+    /// The same by a first read of so many bytes from the end, which may bring sections too.
+    ///
+    /// # Errors
+    /// As [`StoredObject::open`].
+    pub async fn open_tail(store: &dyn Store, key: &str, size: u64, tail: u64) -> Result<Self> {
+        let named = |e: Error| e.context(format!("read {}/{key}", store.location()));
+        let mut wanted = tail.min(size);
         loop {
             let tail = get_exactly(store, key, size - wanted, wanted).await?;
             match Footer::decode(&tail, size).map_err(named)? {
