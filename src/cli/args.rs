@@ -63,6 +63,17 @@ pub(crate) enum Command {
     /// to a daemon: that takes two looks a day apart. Temporary files lie in $TMPDIR.
     #[command(verbatim_doc_comment)]
     Retain(Retain),
+    /// Say what the bytes of a replica are for, and what its daemon asks of a store in a day
+    ///
+    /// LIVE: pages of the newest snapshot. HISTORY: page versions of WAL segments, and pages of
+    /// snapshots that only older moments need. INDEX: what finds and checks them. RECLAIMABLE:
+    /// objects that stand for nothing, or would not by the config file or --retention [default:
+    /// 7d]. OTHER: what is damaged, or not ours. Each byte counts once.
+    ///
+    /// Requests are estimated from the commits of the last 24 hours, and prices are those of S3
+    /// in the standard class, in US dollars.
+    #[command(verbatim_doc_comment)]
+    Du(Kept),
     /// List the databases of the config file, and their newest restore points
     Databases(Databases),
     /// Print the config file's path, and what is in force

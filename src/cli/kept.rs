@@ -1,11 +1,12 @@
-//! The replicas that `compact` and `retain` are about: what of each is kept, and who writes it.
+//! The replicas that `compact`, `retain` and `du` are about: what of each is kept, and who writes
+//! it.
 
 use crate::cli::args::Kept;
 use crate::cli::config::Config;
 use crate::cli::target::{self, Target};
 use crate::cli::{environment, say, stop_signal};
 use serde_json::Value;
-use sqlrepl::config::file::SNAPSHOT_INTERVAL;
+use sqlrepl::config::file::{SNAPSHOT_INTERVAL, SYNC_INTERVAL};
 use sqlrepl::config::location::Location;
 use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings, Retention, Settings};
 use sqlrepl::daemon::control;
@@ -25,6 +26,8 @@ pub(crate) struct Replica<'a> {
     pub(crate) location: Location,
     /// What of it is kept, if anybody said.
     pub(crate) retention: Option<Retention>,
+    /// How long the first commit that is not sent waits for company.
+    pub(crate) sync_interval: Duration,
     /// Whose it is, by the config file.
     database: Option<&'a DatabaseSettings>,
 }
@@ -40,10 +43,12 @@ pub(crate) fn replicas<'a>(args: &Kept, config: &'a Config) -> Result<Vec<Replic
         let known = config.known();
         let known = known.and_then(|settings| known_as(settings, &candidate.location));
         let says = known.map(|(_, replica)| replica.retention);
+        let sync_interval = known.map(|(_, replica)| replica.sync_interval);
         Replica {
             name: candidate.name,
             location: candidate.location,
             retention: args.retention.or(says),
+            sync_interval: sync_interval.unwrap_or(SYNC_INTERVAL),
             database: known.map(|(database, _)| database),
         }
     });

@@ -5,6 +5,7 @@ mod args;
 mod compact;
 mod config;
 mod databases;
+mod du;
 mod kept;
 mod listings;
 mod log;
@@ -85,6 +86,7 @@ fn run(command: args::Command, config: &Config) -> Result<()> {
             args::Command::Points(args) => listings::points(args, config).await,
             args::Command::Compact(args) => compact::run(args, config).await,
             args::Command::Retain(args) => retain::run(args, config).await,
+            args::Command::Du(args) => du::run(args, config).await,
             args::Command::Databases(args) => databases::run(&args, config).await,
             args::Command::Config(args) => config::run(&args, config),
             args::Command::Version => say(concat!("sqlrepl ", env!("CARGO_PKG_VERSION"))),

@@ -631,6 +631,11 @@ pub enum Tail {
 }
 
 impl Footer {
+    /// Stored bytes of the pages.
+    pub fn block_bytes(&self) -> u64 {
+        self.blocks_end.saturating_sub(BLOCKS_START)
+    }
+
     /// Reads the footer from the last bytes of an object of `object_length` bytes. [`TAIL_BYTES`]
     /// of them, or all of a shorter object, are always enough.
     ///

@@ -102,6 +102,8 @@ struct Looked {
     stranger: Option<String>,
     /// When something was stored last.
     added: Option<Timestamp>,
+    /// Bytes of all that is listed, whatever it is.
+    bytes: u64,
 }
 
 impl Keeper {
@@ -174,6 +176,7 @@ impl Keeper {
             .find(|key| !is_known(key))
             .cloned();
         let added = listed.iter().map(|object| object.modified).max();
+        let bytes = listed.iter().map(|object| object.size).sum();
         self.known = Some(keys);
         let catalog = Catalog::new(listed);
         let mut wanted = match behalf {
@@ -191,6 +194,7 @@ impl Keeper {
             survey,
             stranger,
             added,
+            bytes,
         })
     }
 

@@ -17,6 +17,7 @@ use crate::format::snapshot::{
 use crate::maintain::map::{PageSet, Sizes, in_leaf, is_scattered, pages_of_leaf, remaining};
 use crate::maintain::pour::{self, Poured, Sink};
 use crate::maintain::segment::OpenSegment;
+use crate::maintain::usage::Used;
 use crate::maintain::versions::{Keep, Kept, Listed};
 use crate::maintain::workshop::{Draft, Out, Workshop};
 use crate::storage::Store;
@@ -133,6 +134,31 @@ pub async fn changed_bytes(workshop: &Workshop, later: &Later) -> Result<u64> {
         Ok(pages * page_bytes)
     })
     .await
+}
+
+/// What the map of a snapshot uses of the objects that it names, and of itself; by key.
+///
+/// # Errors
+/// As [`take`].
+pub(super) async fn used(
+    workshop: &Workshop,
+    snapshot: &(String, u64),
+) -> Result<HashMap<String, Used>> {
+    let map = OldMap::read(workshop, &Base::open(workshop, snapshot).await?).await?;
+    let mut pages: BTreeMap<ObjectId, u64> = BTreeMap::new();
+    for number in 0..map.leaves.len() {
+        for run in map.leaf(number as u32)?.runs {
+            *pages.entry(run.object).or_default() += u64::from(run.count);
+        }
+    }
+    let mut used = HashMap::new();
+    for (id, pages) in pages {
+        let home = map.home(id)?;
+        let table = block_table(&*workshop.store, home).await?;
+        let of = u64::from(table.slots());
+        used.insert(home.key.clone(), Used { pages, of });
+    }
+    Ok(used)
 }
 
 /// The snapshot that another one goes on from.

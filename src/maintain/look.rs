@@ -190,8 +190,22 @@ impl Job {
     }
 }
 
+/// Stored bytes of the pages in each part, by key; none of what is damaged.
+pub(super) async fn parts(store: &dyn Store, survey: &Survey) -> Result<HashMap<String, u64>> {
+    let parts = survey.generations.values().flat_map(|s| &s.parts);
+    let objects: Vec<Listed> = parts.map(|part| part.object.clone()).collect();
+    let reads = objects.into_iter().map(async |object: Listed| {
+        let opened = readable(StoredObject::open(store, &object.key, object.size).await)?;
+        let bytes = opened.map(|opened| opened.footer.block_bytes());
+        Ok::<_, Error>(bytes.map(|bytes| (object.key, bytes)))
+    });
+    let reads = Box::pin(stream::iter(reads).buffer_unordered(PARALLEL));
+    let found: Vec<_> = reads.try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
 /// What is damaged, of a later version, or gone since the listing, decides nothing.
-fn readable<T>(read: Result<T>) -> Result<Option<T>> {
+pub(super) fn readable<T>(read: Result<T>) -> Result<Option<T>> {
     use ErrorKind::{Corrupt, Invalid, NotFound};
     match read {
         Ok(value) => Ok(Some(value)),
@@ -229,6 +243,7 @@ async fn snapshot(store: &dyn Store, listed: &Listed) -> Result<SnapshotInside> 
         pages: root.pages,
         stored_pages: index.blocks.slots(),
         page_bytes: object.footer.header.page_size.get(),
+        block_bytes: object.footer.block_bytes(),
         homes: root.homes,
     })
 }
@@ -252,6 +267,7 @@ async fn segment(store: &dyn Store, listed: &Listed) -> Result<(Txid, SegmentIns
             .map(|entry| (entry.txid, entry.time))
             .collect(),
         index_bytes: index.map(|section| section.length).sum(),
+        block_bytes: object.footer.block_bytes(),
     };
     Ok((header.last, inside))
 }

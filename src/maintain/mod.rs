@@ -8,6 +8,8 @@
 //! | `standing` | pure: one generation as merging and snapshots see it |
 //! | [`rules`] | pure: which segments are merged, when a snapshot is taken |
 //! | [`retain`] | pure: what stays and what goes |
+//! | [`usage`] | pure: what the bytes are for |
+//! | [`requests`] | pure: what a daemon asks of a store in a day |
 //! | [`clock`] | pure: what time it is for deletions |
 //! | [`merge`] | several segments made one |
 //! | [`account`] | whether a merged segment accounts for others |
@@ -26,11 +28,13 @@ mod look;
 mod map;
 pub mod merge;
 mod pour;
+pub mod requests;
 pub mod retain;
 pub mod rules;
 mod segment;
 mod standing;
 pub mod survey;
+pub mod usage;
 mod versions;
 pub mod workshop;
 

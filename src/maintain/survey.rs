@@ -54,6 +54,8 @@ pub struct SnapshotInside {
     pub stored_pages: u32,
     /// Bytes in a page.
     pub page_bytes: u32,
+    /// Stored bytes of its pages.
+    pub block_bytes: u64,
     /// Every other object that its map needs. It is a base only if all of them are listed.
     pub homes: Vec<Home>,
 }
@@ -79,6 +81,8 @@ pub struct SegmentInside {
     pub points: Arc<[(Txid, Timestamp)]>,
     /// Stored bytes of its page index: the sections that a reader needs before a page.
     pub index_bytes: u64,
+    /// Stored bytes of its page versions.
+    pub block_bytes: u64,
 }
 
 impl Survey {

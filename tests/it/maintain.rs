@@ -1,9 +1,11 @@
-//! `sqlrepl compact` and `retain`: replicas that no daemon looks after any more.
+//! `sqlrepl compact`, `retain` and `du`: replicas that no daemon looks after any more, and what
+//! becomes of them.
 
 use crate::exact::Reader;
 use crate::oracle::ImageHash;
 use crate::program::Running;
 use crate::world::{World, walk};
+use serde_json::Value;
 use sqlrepl::format::ids::RestorePoint;
 use std::fs::{self, File};
 use std::time::{Duration, SystemTime};
@@ -124,7 +126,7 @@ fn commands_delete_only_where_nothing_was_added_for_a_day() {
     let before = images(&world);
     let said = world.json("compact replicas/app").remove(0);
     assert_eq!(said["deleted"], COMMITS);
-    assert_eq!(said["refused"], serde_json::Value::Null);
+    assert_eq!(said["refused"], Value::Null);
     assert_eq!((level(&world, 0), level(&world, 1)), (0, 1));
     assert_eq!(images(&world), before);
 }
@@ -228,6 +230,72 @@ fn what_a_running_daemon_does_by_itself_no_command_does_beside_it() {
     );
 }
 
+/// What `sqlrepl du` says of all generations, and the one that it says it of.
+fn usage(world: &World, options: &str) -> (Value, Value) {
+    let mut said = world.json(&format!("du replicas/app {options}"));
+    let said = said.remove(0);
+    let rows = said["bytes"].as_array().unwrap();
+    for row in rows {
+        let parts = ["live", "history", "index", "reclaimable", "other"];
+        let parts: u64 = parts.iter().map(|part| row[part].as_u64().unwrap()).sum();
+        assert_eq!(row["total"], parts, "{said}");
+    }
+    let listed: u64 = world.objects("replicas/app").iter().map(|(_, n)| n).sum();
+    assert_eq!(rows.last().unwrap()["total"], listed, "{said}");
+    (rows.last().unwrap().clone(), rows[0].clone())
+}
+
+/// README: "`du` counts each byte of a replica once."
+#[test]
+fn du_says_what_each_byte_is_for_and_counts_it_once() {
+    let world = left_behind();
+    let (all, first) = usage(&world, "");
+    let of = |row: &Value, part: &str| row[part].as_u64().unwrap();
+    assert_eq!((of(&all, "reclaimable"), of(&all, "other")), (0, 0));
+    assert!(of(&all, "live") > 0 && of(&all, "history") > 0 && of(&all, "index") > 0);
+    assert_eq!(of(&all, "total"), of(&first, "total"));
+    // What was merged stands for nothing.
+    let objects = world.objects("replicas/app");
+    let uploads = objects.iter().filter(|(name, _)| name.contains("/wal/0/"));
+    let merged: u64 = uploads.map(|(_, size)| size).sum();
+    world.sqlrepl("compact replicas/app").ok();
+    assert_eq!(of(&usage(&world, "").0, "reclaimable"), merged);
+    // What the map of a newer snapshot does not use is history.
+    let before = usage(&world, "").0;
+    world.sqlrepl("compact --snapshot replicas/app").ok();
+    let after = usage(&world, "").0;
+    assert!(of(&after, "history") > of(&before, "history"), "{after}");
+    // What is not ours, and what is damaged, is neither.
+    let stray = "replicas/app/generations/stray";
+    fs::write(world.path(stray), "not ours").unwrap();
+    assert_eq!(of(&usage(&world, "").0, "other"), 8);
+    let (snapshot, size) = objects.iter().find(|(n, _)| n.contains("snap")).unwrap();
+    let path = world.path("replicas/app").join(snapshot);
+    fs::write(path, vec![0; usize::try_from(*size).unwrap()]).unwrap();
+    assert_eq!(of(&usage(&world, "").0, "other"), 8 + size);
+}
+
+#[test]
+fn du_estimates_what_a_day_asks_of_a_store_and_what_that_costs() {
+    let world = left_behind();
+    let said = world.json("du replicas/app").remove(0);
+    assert_eq!(said["commits"], COMMITS);
+    let puts = said["requests"]["put"].as_u64().unwrap();
+    // By default a second passes before an upload.
+    assert!((2..=COMMITS as u64 + 1).contains(&puts), "{said}");
+    assert!(said["usd_a_month"]["requests"].as_f64().unwrap() > 0.0);
+    let said = world.sqlrepl("du replicas/app").ok();
+    for words in [
+        "GENERATION ",
+        "RECLAIMABLE",
+        "\nall ",
+        "12 commits in the last 24 h: about ",
+        "at S3 standard prices 0.00 USD a month for requests like these, 0.00 USD for the bytes",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
 #[test]
 fn wrong_windows_and_places_that_hold_nothing_are_said_in_a_sentence() {
     let world = World::new();
@@ -235,6 +303,7 @@ fn wrong_windows_and_places_that_hold_nothing_are_said_in_a_sentence() {
     fs::create_dir_all(world.path("replicas/none")).unwrap();
     for (command, code, words) in [
         ("compact replicas/none", 3, "holds no replica"),
+        ("du replicas/none", 3, "holds no replica"),
         ("retain nowhere", 3, "nowhere: no such directory"),
         ("compact replicas/none --replica x", 2, "--replica picks"),
         (

@@ -7,19 +7,24 @@
 
 use super::{Behalf, Keeper, Looked, newest};
 use crate::error::{Error, Result};
-use crate::format::ids::Timestamp;
+use crate::format::ids::{GenerationId, Timestamp};
 use crate::format::key::GENERATIONS;
 use crate::maintain::clock::{self, Now};
 use crate::maintain::later::{self, Place, Taken};
+use crate::maintain::look;
 use crate::maintain::merge::Merge;
 use crate::maintain::retain::Decision;
 use crate::maintain::rules;
 use crate::maintain::standing::Line;
 use crate::maintain::survey::Survey;
+use crate::maintain::usage::{self, Bytes, Known};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A command deletes where nothing was added for so long.
 pub const UNTOUCHED_FOR: Duration = Duration::from_secs(24 * 3600);
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Told how many segments are merged, and of how many.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
@@ -55,6 +60,17 @@ pub struct Preview {
     pub decision: Decision,
     /// Why a command would delete nothing now, unless it is told to.
     pub refused: Option<Refused>,
+}
+
+/// What a replica takes, and what came to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// What the bytes of each generation are for.
+    pub generations: BTreeMap<GenerationId, Bytes>,
+    /// Of all, with what is not ours: the bytes of the listing.
+    pub total: Bytes,
+    /// The commits of the last 24 hours, as far as they are restore points, ascending.
+    pub commits: BTreeSet<Timestamp>,
 }
 
 impl Keeper {
@@ -142,6 +158,38 @@ impl Keeper {
             Some(later) => later::take(&self.workshop, &later).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Says what the bytes are for. Stores and deletes nothing.
+    ///
+    /// # Errors
+    /// As [`Keeper::compact`].
+    pub async fn usage(&mut self) -> Result<Usage> {
+        let looked = self.look_at_all().await?;
+        let decision = self.decide(&looked);
+        let mut known = Known {
+            parts: look::parts(&*self.workshop.store, &looked.survey).await?,
+            ..Known::default()
+        };
+        if let Some((_, line)) = newest(&looked.survey) {
+            let object = &line.base().listed.object;
+            let newest = (object.key.clone(), object.size);
+            let used = later::used(&self.workshop, &newest).await;
+            known.used = look::readable(used)?.unwrap_or_default();
+        }
+        let generations = usage::split(&looked.survey, &decision, &known);
+        let mut total = Bytes::default();
+        generations.values().for_each(|bytes| total += *bytes);
+        total.other += looked.bytes - total.total();
+        let segments = looked.survey.generations.values().flat_map(|g| &g.segments);
+        let points = segments.filter_map(|segment| segment.inside.as_ref());
+        let times = points.flat_map(|inside| inside.points.iter().map(|&(_, time)| time));
+        let now = self.now().0;
+        Ok(Usage {
+            commits: times.filter(|time| since(*time, now) < DAY).collect(),
+            generations,
+            total,
+        })
     }
 
     async fn look_at_all(&mut self) -> Result<Looked> {

@@ -179,6 +179,7 @@ impl World {
                 is_mark,
                 points: points.into(),
                 index_bytes: 0,
+                block_bytes: 0,
             }),
         });
         sort(surveyed);
@@ -211,6 +212,7 @@ impl World {
             pages: 1,
             stored_pages: 1,
             page_bytes: 512,
+            block_bytes: 0,
             homes: homes.collect(),
         };
         let surveyed = self.surveyed(which);

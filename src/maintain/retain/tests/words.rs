@@ -172,6 +172,7 @@ impl Reader {
             pages: 1,
             stored_pages: 1,
             page_bytes: 4096,
+            block_bytes: 0,
             homes: homes.collect(),
         }
     }
@@ -206,6 +207,7 @@ impl Reader {
                 is_mark: false,
                 points: points.collect(),
                 index_bytes: 0,
+                block_bytes: 0,
             }),
         }
     }
