@@ -176,6 +176,7 @@ pub(crate) fn why(refused: &Refused, name: &str) -> String {
             ago(*age)
         ),
         Refused::Clock(why) => format!("{name}: {why}"),
+        Refused::Claim(claim) => format!("{name}: nothing is deleted: {claim} cannot be read"),
     }
 }
 

@@ -32,6 +32,7 @@ async fn retain(replica: &Replica<'_>, is_forced: bool) -> Result<Report> {
     match &done.refused {
         None => Ok(report(replica, &done, None)),
         Some(refused @ Refused::Recent(_)) => Err(Error::conflict(why(refused, &replica.name))),
+        Some(refused @ Refused::Claim(_)) => Err(Error::corrupt(why(refused, &replica.name))),
         Some(refused @ Refused::Clock(_)) => Err(Error::unavailable(why(refused, &replica.name))),
     }
 }

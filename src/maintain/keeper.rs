@@ -100,6 +100,8 @@ struct Looked {
     survey: Survey,
     /// An object that nobody told us of.
     stranger: Option<String>,
+    /// A claim that cannot be read.
+    damaged_claim: Option<String>,
     /// When something was stored last.
     added: Option<Timestamp>,
     /// Bytes of all that is listed, whatever it is.
@@ -140,18 +142,19 @@ impl Keeper {
         if !leads(&looked.catalog, behalf, self.now().0) {
             return Ok(round);
         }
+        // What was new at the start of the round is known by its end.
+        let stranger = looked.stranger.take();
         while let Some(next) = self.next_merge(&looked.survey) {
             let made = self.merge(&next).await?;
             round.merges += usize::from(made);
             looked = self.look(behalf).await?;
         }
-        if let Some(generation) = self.due_snapshot(&looked).await? {
+        if let Some(generation) = self.due_snapshot(&looked, behalf).await? {
             round.snapshot = self.close_and_take(generation, behalf).await?;
             looked = self.look(behalf).await?;
         }
-        let decision = self.decide(&looked);
-        round.deleted = self.carry_out(&looked, behalf, &decision).await?;
-        round.due_at = decision.next;
+        looked.stranger = stranger.or(looked.stranger);
+        (round.deleted, round.due_at) = self.retain(&looked, behalf).await?;
         (round.uploads, round.oldest) = waiting(&looked.survey);
         Ok(round)
     }
@@ -193,6 +196,7 @@ impl Keeper {
             catalog,
             survey,
             stranger,
+            damaged_claim: self.insides.damaged_claim().map(str::to_owned),
             added,
             bytes,
         })
@@ -229,7 +233,15 @@ impl Keeper {
         let Merged { key, length } = merge(&self.workshop, asked).await?;
         tracing::debug!("{} segments merged into {key}", asked.inputs.len());
         let output = (key, length);
-        self.account(&asked.inputs, &output).await?;
+        let accounted = self.account(&asked.inputs, &output).await;
+        if let Err(e) = &accounted
+            && e.kind() == ErrorKind::Corrupt
+        {
+            // Readers would take it for what it was made from.
+            self.workshop.store.delete(&[output.0]).await?;
+            return accounted.map(|()| true);
+        }
+        accounted?;
         let keys = asked.inputs.iter().map(|(key, _)| key.as_str());
         if let Some(kept) = &self.workshop.kept {
             kept.forget(keys);
@@ -269,9 +281,15 @@ impl Keeper {
     }
 
     /// The generation of which a snapshot is due.
-    async fn due_snapshot(&mut self, looked: &Looked) -> Result<Option<GenerationId>> {
+    async fn due_snapshot(
+        &mut self,
+        looked: &Looked,
+        behalf: Behalf,
+    ) -> Result<Option<GenerationId>> {
         let interval = self.settings.snapshot_interval;
-        let Some((id, line)) = newest(&looked.survey) else {
+        // One that the writer gave up gets none any more.
+        let is_written = |id| !matches!(behalf, Behalf::Writer(ours, _) if ours != id);
+        let Some((id, line)) = newest(&looked.survey).filter(|(id, _)| is_written(*id)) else {
             return Ok(None);
         };
         let mut since = line.since(self.now().0);
@@ -323,9 +341,8 @@ impl Keeper {
         self.stuck.contains(&merge.inputs[0].0)
     }
 
-    /// What retention decides now.
-    fn decide(&self, looked: &Looked) -> Decision {
-        let now = self.now().0;
+    /// What retention decides at a time.
+    fn decide(&self, looked: &Looked, now: Timestamp) -> Decision {
         let limits = Limits {
             merged_grace: self.settings.merged_grace,
         };
@@ -339,32 +356,48 @@ impl Keeper {
         )
     }
 
-    /// Rewrites and deletes.
-    async fn carry_out(
+    /// Rewrites and deletes what retention says, if it may; objects and bytes, and when something
+    /// falls due by time alone.
+    async fn retain(
         &mut self,
         looked: &Looked,
         behalf: Behalf,
-        decision: &Decision,
-    ) -> Result<(usize, u64)> {
+    ) -> Result<((usize, u64), Option<Timestamp>)> {
         let environment = &self.workshop.environment;
         let (clock, uptime) = (environment.now(), (environment.uptime)());
         let (now, look) = clock::judge(self.notes.clock, clock, uptime, self.now().1);
         self.notes.clock = Some(look);
-        if let Now::Unknown(why) = now {
-            tracing::warn!("{why}");
-            self.save_notes().await?;
-            return Ok((0, 0));
-        }
+        // Nothing goes now; but it may later.
+        let nothing = ((0, 0), Some(clock));
+        let now = match now {
+            Now::At(now) => now,
+            Now::Unknown(why) => {
+                tracing::warn!("{why}");
+                self.save_notes().await?;
+                return Ok(nothing);
+            }
+        };
+        let decision = self.decide(looked, now);
         self.notes.unneeded = decision.unneeded.clone();
         self.save_notes().await?;
+        if let Some(claim) = &looked.damaged_claim {
+            tracing::error!("nothing is deleted: {claim} cannot be read");
+            return Ok(nothing);
+        }
         if behalf != Behalf::Nobody
             && let Some(stranger) = &looked.stranger
         {
             tracing::debug!("nothing is deleted in this round: {stranger} is new");
-            return Ok((0, 0));
+            return Ok(((0, 0), decision.next));
         }
-        self.rewrite(looked, decision).await?;
-        self.let_go(looked, decision).await
+        let thinned = self.rewrite(looked, &decision).await?;
+        let deleted = self.let_go(looked, &decision).await?;
+        // What was thinned or deleted makes other things superfluous.
+        let due_at = match thinned > 0 || deleted.0 > 0 {
+            true => Some(clock),
+            false => decision.next,
+        };
+        Ok((deleted, due_at))
     }
 
     /// Deletes what has to go, as far as what is left holds it.

@@ -27,14 +27,14 @@ const CLAIM_BYTES: u64 = 1 << 20;
 /// What was read so far, by key; `None` for what is damaged.
 #[derive(Default)]
 pub(super) struct Insides {
-    claims: HashMap<String, Option<Parent>>,
+    claims: HashMap<String, Option<Option<Parent>>>,
     snapshots: HashMap<String, Option<SnapshotInside>>,
     segments: HashMap<String, Option<(Txid, SegmentInside)>>,
 }
 
 /// Something that was read.
 enum Read {
-    Claim(Option<Parent>),
+    Claim(Option<Option<Parent>>),
     Snapshot(Option<SnapshotInside>),
     Segment(Option<(Txid, SegmentInside)>),
 }
@@ -113,6 +113,13 @@ impl Insides {
         })
     }
 
+    /// A claim that cannot be read: where its generation goes on from nobody knows.
+    pub(super) fn damaged_claim(&self) -> Option<&str> {
+        let mut claims = self.claims.iter();
+        let damaged = claims.find(|(_, parent)| parent.is_none());
+        damaged.map(|(key, _)| key.as_str())
+    }
+
     fn forget_unlisted(&mut self, catalog: &Catalog) {
         let mut listed: HashSet<&str> = HashSet::new();
         for generation in catalog.generations.values() {
@@ -144,7 +151,7 @@ impl Insides {
         let claim = listing.claim.clone();
         let parent = claim
             .as_ref()
-            .and_then(|claim| *self.claims.get(&claim.key)?);
+            .and_then(|claim| (*self.claims.get(&claim.key)?)?);
         let snapshots = listing.snapshots.iter().map(|listed| SurveyedSnapshot {
             listed: listed.clone(),
             inside: self.snapshots.get(&listed.object.key).cloned().flatten(),
@@ -183,7 +190,7 @@ impl Job {
 
     async fn read(&self, store: &dyn Store) -> Result<Read> {
         Ok(match self {
-            Self::Claim(object) => Read::Claim(readable(claim(store, object).await)?.flatten()),
+            Self::Claim(object) => Read::Claim(readable(claim(store, object).await)?),
             Self::Snapshot(object) => Read::Snapshot(readable(snapshot(store, object).await)?),
             Self::Segment(object) => Read::Segment(readable(segment(store, object).await)?),
         })

@@ -49,6 +49,8 @@ pub enum Refused {
     Recent(Duration),
     /// Nobody can say what time it is: a sentence.
     Clock(String),
+    /// A claim cannot be read, so that nobody knows where its generation goes on from.
+    Claim(String),
 }
 
 /// A replica, and what retention says of it now.
@@ -133,7 +135,7 @@ impl Keeper {
     pub async fn preview(&mut self) -> Result<Preview> {
         let looked = self.look_at_all().await?;
         Ok(Preview {
-            decision: self.decide(&looked),
+            decision: self.decide(&looked, self.now().0),
             refused: self.refused(&looked, false),
             survey: looked.survey,
         })
@@ -166,7 +168,7 @@ impl Keeper {
     /// As [`Keeper::compact`].
     pub async fn usage(&mut self) -> Result<Usage> {
         let looked = self.look_at_all().await?;
-        let decision = self.decide(&looked);
+        let decision = self.decide(&looked, self.now().0);
         let mut known = Known {
             parts: look::parts(&*self.workshop.store, &looked.survey).await?,
             ..Known::default()
@@ -223,6 +225,9 @@ impl Keeper {
             Now::At(now) => now,
             Now::Unknown(why) => return Some(Refused::Clock(why)),
         };
+        if let Some(claim) = &looked.damaged_claim {
+            return Some(Refused::Claim(claim.clone()));
+        }
         let age = since(looked.added?, now);
         (!is_forced && age < UNTOUCHED_FOR).then_some(Refused::Recent(age))
     }
@@ -232,7 +237,7 @@ impl Keeper {
     async fn settle(&mut self, done: &mut Done) -> Result<()> {
         loop {
             let looked = self.look_at_all().await?;
-            let decision = self.decide(&looked);
+            let decision = self.decide(&looked, self.now().0);
             let thinned = self.rewrite(&looked, &decision).await?;
             let (objects, bytes) = self.let_go(&looked, &decision).await?;
             done.thinned += thinned;
