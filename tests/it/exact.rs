@@ -165,8 +165,9 @@ pub(crate) fn check_kept(replica: &Path, ledger: &Path, window: Duration) -> usi
     generations.iter().map(Vec::len).sum()
 }
 
-/// The same as [`check_all`] for a writer that is faster than every restore point could be read: checks the first
-/// and the last of each generation and `count` others, each commit being one more image.
+/// The same as [`check_all`] for a writer that is faster than every restore point could be read:
+/// checks the first and the last of each generation and `count` others, each commit being one more
+/// image.
 #[track_caller]
 pub(crate) fn check_some(replica: &Path, ledger: &Path, count: u64, dice: &mut Dice) -> Exact {
     let reader = Reader::new(replica);

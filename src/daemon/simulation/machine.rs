@@ -10,7 +10,7 @@ use crate::daemon::simulation::capture::{Seqs, SharedDatabase, SimulatedCapture}
 use crate::daemon::simulation::database::{Commit, Database, Restart};
 use crate::daemon::simulation::wire::{Line, Wire};
 use crate::error::Result;
-use crate::format::ids::Timestamp;
+use crate::format::ids::{Timestamp, WriterId};
 use crate::maintain::keeper::KeepSettings;
 use crate::materialize::model::Random;
 use crate::replicate::identity::Identity;
@@ -20,6 +20,7 @@ use crate::replicate::spool::Spool;
 use crate::replicate::state::GenerationState;
 use crate::replicate::upload::{Status, UploadSettings, Uploader, open_kept};
 use crate::storage::Store;
+use crate::storage::kept::Kept;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 /// A machine with its disk.
 pub(super) struct Machine {
@@ -152,13 +153,9 @@ impl Machine {
             line: Arc::clone(&self.line),
         });
         if spool.position().is_none() {
-            let database = Arc::clone(&self.database);
-            let asking = Asking::new(move |endings, _| {
-                let wal = &database.lock().unwrap().wal;
-                Ok(endings.iter().copied().find(|it| wal.has(&it.end)))
-            });
+            let held = runtime.block_on(self.asking().ask(&*wire));
             // As the daemon does it: a replica that does not answer has no say.
-            if let Ok(held) = runtime.block_on(asking.ask(&*wire)) {
+            if let Ok(held) = held {
                 if held.database_id.is_some() {
                     identity.decide(held.database_id, self.store.location())?;
                 }
@@ -179,7 +176,7 @@ impl Machine {
             sync_interval: Duration::from_secs(1),
             take_over: false,
             kept: kept.clone(),
-            directory: directory.clone(),
+            directory,
         };
         let source: Arc<dyn Source> = capture.clone();
         let uploader = Uploader::start(
@@ -190,32 +187,53 @@ impl Machine {
             settings,
             environment.clone(),
         )?;
-        let maintenance = self.keeping.as_ref().map(|settings| {
-            let settings = KeepSettings {
-                notes: Some(directory.join("maintenance.json")),
-                ..settings.clone()
-            };
-            let check_interval = settings.merged_grace;
-            let clock = environment.clock.clone();
-            let keeper = keeper(wire, kept, &directory, writer, environment, settings)?;
-            let given = Given {
-                keeper,
-                status: uploader.status.clone(),
-                turns: Arc::new(Semaphore::new(1)),
-                clock,
-                check_interval,
-            };
-            Ok(Maintenance::start(given, &self.name))
-        });
+        let status = uploader.status.clone();
+        let maintenance = self.maintenance(wire, kept, writer, environment, status)?;
         drop(entered);
         self.daemon = Some(Daemon {
             uploader,
-            _maintenance: maintenance.transpose()?,
+            _maintenance: maintenance,
             capture,
             spool,
             runtime,
         });
         Ok(())
+    }
+
+    fn asking(&self) -> Asking {
+        let database = Arc::clone(&self.database);
+        Asking::new(move |endings, _| {
+            let wal = &database.lock().unwrap().wal;
+            Ok(endings.iter().copied().find(|it| wal.has(&it.end)))
+        })
+    }
+
+    /// What looks after the replica, if anything does.
+    fn maintenance(
+        &self,
+        wire: Arc<dyn Store>,
+        kept: Arc<Kept>,
+        writer: WriterId,
+        environment: Environment,
+        status: watch::Receiver<Status>,
+    ) -> Result<Option<Maintenance>> {
+        let Some(settings) = &self.keeping else {
+            return Ok(None);
+        };
+        let directory = self.meta.join("replica");
+        let settings = KeepSettings {
+            notes: Some(directory.join("maintenance.json")),
+            ..settings.clone()
+        };
+        let (check_interval, clock) = (settings.merged_grace, environment.clock.clone());
+        let given = Given {
+            keeper: keeper(wire, kept, &directory, writer, environment, settings)?,
+            status,
+            turns: Arc::new(Semaphore::new(1)),
+            clock,
+            check_interval,
+        };
+        Ok(Some(Maintenance::start(given, &self.name)))
     }
 
     fn environment(&mut self) -> Environment {
