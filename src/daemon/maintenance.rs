@@ -87,9 +87,14 @@ impl Maintenance {
 }
 
 async fn run(mut given: Given) {
+    let began = (given.clock)();
     let mut last = Last {
-        at: (given.clock)(),
-        round: Round::default(),
+        at: began,
+        // What an earlier run left is looked at some time, also if nothing is committed any more.
+        round: Round {
+            due_at: Some(began),
+            ..Round::default()
+        },
         uploads: 0,
         pause: None,
     };
@@ -102,9 +107,13 @@ async fn run(mut given: Given) {
         let behalf = behalf(&status);
         let at = behalf.and_then(|_| last.next(new, new_since, given.check_interval));
         match (behalf, at) {
-            (Some(behalf), Some(at)) if at <= now => {
+            (Some(_), Some(at)) if at <= now => {
                 let turn = given.turns.acquire().await;
-                last = last.after(given.keeper.round(behalf).await, now, status.uploads);
+                // Much may have happened while others had theirs.
+                let status = given.status.borrow_and_update().clone();
+                if let Some(behalf) = self::behalf(&status) {
+                    last = last.after(given.keeper.round(behalf).await, now, status.uploads);
+                }
                 drop(turn);
                 new_since = None;
             }

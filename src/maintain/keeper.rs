@@ -85,8 +85,10 @@ pub struct Keeper {
     notes: Notes,
     /// The objects of the last listing, and those made since.
     known: Option<HashSet<String>>,
+    /// An object that a listing of this round showed and nobody had told us of.
+    stranger: Option<String>,
     /// By output: the segments that it was found to account for.
-    accounted: HashMap<String, HashSet<String>>,
+    accounted: HashMap<(String, u64), HashSet<String>>,
     /// Merges that cannot be done, by their first input.
     stuck: HashSet<String>,
     /// By generation: how many bytes of segments there were when a snapshot was found not to be
@@ -98,8 +100,6 @@ pub struct Keeper {
 struct Looked {
     catalog: Catalog,
     survey: Survey,
-    /// An object that nobody told us of.
-    stranger: Option<String>,
     /// A claim that cannot be read.
     damaged_claim: Option<String>,
     /// When something was stored last.
@@ -125,6 +125,7 @@ impl Keeper {
             insides: Insides::default(),
             notes: notes.unwrap_or_default(),
             known: None,
+            stranger: None,
             accounted: HashMap::new(),
             stuck: HashSet::new(),
             refused: HashMap::new(),
@@ -138,22 +139,29 @@ impl Keeper {
     /// `Disk`.
     pub async fn round(&mut self, behalf: Behalf) -> Result<Round> {
         let mut round = Round::default();
+        self.stranger = None;
         let mut looked = self.look(behalf).await?;
         if !leads(&looked.catalog, behalf, self.now().0) {
             return Ok(round);
         }
-        // What was new at the start of the round is known by its end.
-        let stranger = looked.stranger.take();
         while let Some(next) = self.next_merge(&looked.survey) {
             let made = self.merge(&next).await?;
             round.merges += usize::from(made);
             looked = self.look(behalf).await?;
         }
-        if let Some(generation) = self.due_snapshot(&looked, behalf).await? {
-            round.snapshot = self.close_and_take(generation, behalf).await?;
+        match self.snapshot_if_due(&looked, behalf).await {
+            // What is damaged keeps nothing else from being done.
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                tracing::error!("no snapshot is taken: {e}");
+            }
+            taken => round.snapshot = taken?,
+        }
+        if round.snapshot.is_some() {
             looked = self.look(behalf).await?;
         }
-        looked.stranger = stranger.or(looked.stranger);
+        if !leads(&looked.catalog, behalf, self.now().0) {
+            return Ok(round);
+        }
         (round.deleted, round.due_at) = self.retain(&looked, behalf).await?;
         (round.uploads, round.oldest) = waiting(&looked.survey);
         Ok(round)
@@ -173,11 +181,9 @@ impl Keeper {
         let is_known = |key: &String| {
             self.known.as_ref().is_some_and(|known| known.contains(key)) || is_of(behalf, key)
         };
-        let stranger = listed
-            .iter()
-            .map(|o| &o.key)
-            .find(|key| !is_known(key))
-            .cloned();
+        let mut keys_listed = listed.iter().map(|o| &o.key);
+        let stranger = keys_listed.find(|key| !is_known(key)).cloned();
+        self.stranger = self.stranger.take().or(stranger);
         let added = listed.iter().map(|object| object.modified).max();
         let bytes = listed.iter().map(|object| object.size).sum();
         self.known = Some(keys);
@@ -195,7 +201,6 @@ impl Keeper {
         Ok(Looked {
             catalog,
             survey,
-            stranger,
             damaged_claim: self.insides.damaged_claim().map(str::to_owned),
             added,
             bytes,
@@ -230,7 +235,7 @@ impl Keeper {
     }
 
     async fn try_to_merge(&mut self, asked: &Merge) -> Result<bool> {
-        let Merged { key, length } = merge(&self.workshop, asked).await?;
+        let Merged { key, length, file } = merge(&self.workshop, asked).await?;
         tracing::debug!("{} segments merged into {key}", asked.inputs.len());
         let output = (key, length);
         let accounted = self.account(&asked.inputs, &output).await;
@@ -246,7 +251,9 @@ impl Keeper {
         if let Some(kept) = &self.workshop.kept {
             kept.forget(keys);
         }
-        self.note_made(output.0);
+        self.note_made(output.0.clone());
+        // Only now: it was to be read back from the store.
+        self.workshop.keep(output.0, file).await;
         Ok(true)
     }
 
@@ -259,7 +266,7 @@ impl Keeper {
             store, directory, ..
         } = &self.workshop;
         account(&**store, directory, inputs, output).await?;
-        let held = self.accounted.entry(output.0.clone()).or_default();
+        let held = self.accounted.entry(output.clone()).or_default();
         held.extend(inputs.iter().map(|(key, _)| key.clone()));
         Ok(())
     }
@@ -278,6 +285,13 @@ impl Keeper {
         tracing::error!("segments stay as they are: {error}");
         self.stuck.insert(merge.inputs[0].0.clone());
         false
+    }
+
+    async fn snapshot_if_due(&mut self, looked: &Looked, behalf: Behalf) -> Result<Option<Taken>> {
+        match self.due_snapshot(looked, behalf).await? {
+            Some(generation) => self.close_and_take(generation, behalf).await,
+            None => Ok(None),
+        }
     }
 
     /// The generation of which a snapshot is due.
@@ -385,10 +399,11 @@ impl Keeper {
             return Ok(nothing);
         }
         if behalf != Behalf::Nobody
-            && let Some(stranger) = &looked.stranger
+            && let Some(stranger) = &self.stranger
         {
             tracing::debug!("nothing is deleted in this round: {stranger} is new");
-            return Ok(((0, 0), decision.next));
+            let is_due = !decision.deletions.is_empty() || !decision.rewrites.is_empty();
+            return Ok(((0, 0), if is_due { Some(clock) } else { decision.next }));
         }
         let thinned = self.rewrite(looked, &decision).await?;
         let deleted = self.let_go(looked, &decision).await?;
@@ -443,7 +458,7 @@ impl Keeper {
 
     /// Makes sure that a segment holds others, unless that was done.
     async fn make_sure(&mut self, inputs: &[Deletion], output: (String, u64)) -> Result<()> {
-        let held = self.accounted.get(&output.0);
+        let held = self.accounted.get(&output);
         let is_held = |input: &Deletion| held.is_some_and(|held| held.contains(&input.key));
         let left = inputs.iter().filter(|input| !is_held(input));
         let left: Vec<_> = left.map(|input| (input.key.clone(), input.size)).collect();
@@ -463,9 +478,11 @@ impl Keeper {
         }
         let keys: Vec<String> = gone.iter().map(|deletion| deletion.key.clone()).collect();
         self.workshop.store.delete(&keys).await?;
-        for key in &keys {
-            self.accounted.remove(key);
-        }
+        let gone: HashSet<&str> = keys.iter().map(String::as_str).collect();
+        self.accounted.retain(|(output, _), inputs| {
+            inputs.retain(|input| !gone.contains(input.as_str()));
+            !gone.contains(output.as_str()) && !inputs.is_empty()
+        });
         tracing::info!(
             objects = keys.len(),
             bytes,
@@ -512,7 +529,8 @@ fn is_of(behalf: Behalf, key: &str) -> bool {
             && match key.object {
                 ObjectKey::Claim | ObjectKey::Part { .. } => true,
                 ObjectKey::Snapshot { txid, .. } => txid <= last,
-                ObjectKey::Upload { first } => first <= last,
+                // What another writer uploads here the uploader meets itself.
+                ObjectKey::Upload { .. } => true,
                 ObjectKey::Merged { .. } => false,
             }
     })

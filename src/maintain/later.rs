@@ -306,10 +306,9 @@ impl Changes {
         segments: &[(OpenSegment, RangeInclusive<Txid>)],
         moment: &Moment,
     ) -> Result<Self> {
-        let entries = segments.iter().flat_map(|(segment, counts)| {
-            let entries = segment.timeline.iter();
-            entries.filter(move |entry| counts.contains(&entry.txid))
-        });
+        let entries = segments
+            .iter()
+            .flat_map(|(segment, counts)| counted(segment, counts));
         let sizes = Sizes::new(base.header().since, entries);
         let pages = moment.entry.pages;
         let listed = segments
@@ -341,6 +340,24 @@ impl Changes {
             .filter(|page| self.newer.contains(*page as u32))
             .count() as u32
     }
+}
+
+/// The entries of the transactions that count. The first one of a thinned segment may say how small
+/// the database was before they began: that cut nothing off that they see.
+fn counted(
+    segment: &OpenSegment,
+    counts: &RangeInclusive<Txid>,
+) -> impl Iterator<Item = TimelineEntry> {
+    let mut is_cut = *counts.start() > segment.header().first;
+    let entries = segment.timeline.iter().copied();
+    let counted = entries.filter(|entry| counts.contains(&entry.txid));
+    counted.map(move |entry| TimelineEntry {
+        min_pages: match std::mem::take(&mut is_cut) {
+            true => entry.pages,
+            false => entry.min_pages,
+        },
+        ..entry
+    })
 }
 
 /// The map of the base, all leaves as they are stored: about 3 MB for 100 GB.

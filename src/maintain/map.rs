@@ -41,7 +41,7 @@ pub(super) struct Sizes {
 
 impl Sizes {
     /// Of the entries behind `since`, ascending.
-    pub(super) fn new<'a>(since: Txid, entries: impl Iterator<Item = &'a TimelineEntry>) -> Self {
+    pub(super) fn new(since: Txid, entries: impl Iterator<Item = TimelineEntry>) -> Self {
         let (mut befores, mut smallest) = (Vec::new(), Vec::new());
         let mut before = since;
         for entry in entries {
@@ -170,12 +170,15 @@ mod tests {
             min_pages,
         };
         let txid = |number| Txid::new(number).unwrap();
-        let sizes = Sizes::new(txid(1), [entry(2, 90), entry(3, 40), entry(4, 60)].iter());
+        let sizes = Sizes::new(
+            txid(1),
+            [entry(2, 90), entry(3, 40), entry(4, 60)].into_iter(),
+        );
         let cut = |page, at| sizes.cut_off(Pgno::new(page).unwrap(), txid(at));
         assert!(cut(50, 1) && cut(50, 2));
         assert!(!cut(40, 1) && !cut(50, 3) && !cut(80, 4));
         assert!(cut(80, 3));
-        assert!(!Sizes::new(txid(1), [].iter()).cut_off(Pgno::FIRST, txid(1)));
+        assert!(!Sizes::new(txid(1), [].into_iter()).cut_off(Pgno::FIRST, txid(1)));
     }
 
     #[test]

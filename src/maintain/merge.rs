@@ -13,6 +13,7 @@ use crate::maintain::workshop::{Out, Workshop};
 use crate::storage::blocking::blocking;
 use crate::storage::durable::scratch_in;
 use std::sync::Arc;
+use tempfile::TempPath;
 
 /// Segments of one generation that become one. They follow each other without a gap and without
 /// overlap.
@@ -29,12 +30,14 @@ pub struct Merge {
 }
 
 /// What came of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Merged {
     /// Where the output lies.
     pub key: String,
     /// Bytes.
     pub length: u64,
+    /// What was stored.
+    pub(super) file: TempPath,
 }
 
 /// Merges segments and stores the output; the inputs stay.
@@ -71,10 +74,11 @@ pub async fn merge(workshop: &Workshop, merge: &Merge) -> Result<Merged> {
     };
     let generation = merge.generation;
     let key = Key { generation, object }.to_string();
-    workshop.store(draft, out, &key, &written.hash).await?;
+    let file = workshop.store(draft, out, &key, &written.hash).await?;
     Ok(Merged {
         key,
         length: written.length,
+        file,
     })
 }
 

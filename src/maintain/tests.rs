@@ -576,6 +576,24 @@ async fn what_was_cut_off_does_not_come_back() {
 }
 
 #[tokio::test]
+async fn a_shrink_before_the_snapshot_cuts_nothing_off_behind_it() {
+    let mut model = Model::new(50).await;
+    let commits = [writes([1], 20), writes([1], 50), writes([1], 50)];
+    model.upload(&commits).await;
+    let later = Later {
+        base: (model.snapshots[0].0.clone(), model.snapshots[0].1),
+        segments: model.behind(1, 3),
+        place: Place::Later,
+    };
+    let taken = later::take(&model.workshop, &later).await.unwrap();
+    model.snapshots.push((taken.key, taken.bytes, 3));
+    // Its one entry left says how small the database was at txid 2.
+    model.merge(0..1, Some(vec![4])).await;
+    model.snapshot().await;
+    model.check().await;
+}
+
+#[tokio::test]
 async fn inputs_that_do_not_follow_each_other_do_not_become_one() {
     let mut model = Model::new(5).await;
     for _ in 0..3 {

@@ -53,7 +53,7 @@ impl Workshop {
         Ok((Draft { id, file }, out))
     }
 
-    /// Stores an object that is written.
+    /// Stores an object that is written; its file, which goes when it is dropped.
     ///
     /// # Errors
     /// `Disk`, `Unavailable`; `Conflict` if another object has the key.
@@ -63,22 +63,19 @@ impl Workshop {
         out: Out,
         key: &str,
         hash: &ObjectHash,
-    ) -> Result<()> {
+    ) -> Result<TempPath> {
         let file = draft.file;
         let file = blocking(move || sync(out, &file).map(|()| file)).await?;
         match put::put_object(&*self.store, key, &file, hash).await? {
-            Stored::Now(_) | Stored::Before => {
-                self.keep(key.to_owned(), file).await;
-                Ok(())
-            }
+            Stored::Now(_) | Stored::Before => Ok(file),
             Stored::Taken => Err(put::taken(&*self.store, key)),
         }
     }
 }
 
 impl Workshop {
-    /// To lose it costs requests, and nothing else.
-    async fn keep(&self, key: String, file: TempPath) {
+    /// Keeps what was stored, to be read again. To lose it costs requests, and nothing else.
+    pub(super) async fn keep(&self, key: String, file: TempPath) {
         let Some(kept) = self.kept.clone() else {
             return;
         };
