@@ -195,8 +195,10 @@ fn a_state_from_yesterday_with_the_database_of_today_loses_nothing() {
         one.commit(2);
         one.replicate("");
         one.commit_each(2);
-        // Once the WAL is overwritten nothing there shows what was stored last.
-        let check = match restarts {
+        // Once the WAL is overwritten nothing there shows what was stored last. On a slow machine
+        // the daemon itself has seen to that, at rest, before it was killed.
+        let said = one.daemon().stderr();
+        let check = match restarts || said.contains("the WAL was restarted") {
             false => lineage::check,
             true => lineage::check_unproved,
         };
