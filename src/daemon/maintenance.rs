@@ -87,14 +87,9 @@ impl Maintenance {
 }
 
 async fn run(mut given: Given) {
-    let began = (given.clock)();
     let mut last = Last {
-        at: began,
-        // What an earlier run left is looked at some time, also if nothing is committed any more.
-        round: Round {
-            due_at: Some(began),
-            ..Round::default()
-        },
+        at: (given.clock)(),
+        round: Round::default(),
         uploads: 0,
         pause: None,
     };

@@ -119,11 +119,18 @@ impl Keeper {
         let notes = noted
             .flatten()
             .and_then(|json| serde_json::from_slice(&json).ok());
+        let mut notes: Notes = notes.unwrap_or_default();
+        if settings.notes.is_some() && notes.clock.is_none() {
+            // A clock that jumps before the first round is found out, too.
+            let environment = &workshop.environment;
+            let (clock, uptime) = (environment.now(), (environment.uptime)());
+            notes.clock = Some(clock::judge(None, clock, uptime, None).1);
+        }
         Ok(Self {
             workshop,
             settings,
             insides: Insides::default(),
-            notes: notes.unwrap_or_default(),
+            notes,
             known: None,
             stranger: None,
             accounted: HashMap::new(),
