@@ -13,8 +13,8 @@ pub enum ErrorKind {
     Conflict,
     /// The store or the database did not answer in time; the only kind that is retried.
     Unavailable,
-    /// The store answered and refuses us: credentials, region, bucket, clock. Goes away only when
-    /// somebody mends it; the message says what to mend.
+    /// The store answered and refuses us: credentials, region, bucket, clock; or SQLite refuses a
+    /// statement. Goes away only when somebody mends it; the message says what to mend.
     Refused,
     /// Local file work failed; stop this database until the truth is read back from disk.
     Disk,
@@ -62,7 +62,7 @@ impl Error {
         Self::new(ErrorKind::Unavailable, sentence)
     }
 
-    /// A store that will not have us: see [`ErrorKind::Refused`].
+    /// A store that will not have us, or SQL that SQLite will not: see [`ErrorKind::Refused`].
     pub fn refused(sentence: impl Into<String>) -> Self {
         Self::new(ErrorKind::Refused, sentence)
     }

@@ -9,13 +9,13 @@
 //!                                                          wal/        every version since
 //!                                                             | ranged reads, verified, cached
 //!  sqlite3, cp, Python <--FUSE-- mount <-- materialize <------+
-//!                                restore <-----+
+//!                       restore, query <-----+
 //! ```
 //!
 //! # Code map
 //!
-//! Imports point up this list, never down; `materialize` and `replicate` never meet, nor do `mount`
-//! and `restore`.
+//! Imports point up this list, never down; `materialize` and `replicate` never meet, nor do
+//! `mount`, `query` and `restore`.
 //!
 //! | module | owns |
 //! | --- | --- |
@@ -27,6 +27,7 @@
 //! | [`materialize`] | a database as it was, page by page |
 //! | [`replicate`] | from a live database to a replica |
 //! | [`restore`] | every page to a new file |
+//! | [`query`] | SQL on a moment in this process |
 //! | [`mount`] | replicas as a read-only file system |
 //! | [`daemon`] | many databases in a running process, each by itself, and their control sockets |
 //!
@@ -62,6 +63,7 @@ pub mod materialize;
 pub mod replicate;
 
 pub mod mount;
+pub mod query;
 pub mod restore;
 
 pub mod daemon;

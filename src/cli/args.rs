@@ -1,11 +1,13 @@
 //! The command line.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use nix::unistd::{Group, User};
 use sqlrepl::config::settings::Retention;
 use sqlrepl::config::{
     parse_duration, parse_merged_grace, parse_period, parse_retention, parse_size,
 };
 use sqlrepl::format::ids::GenerationId;
+use sqlrepl::materialize::hydrate;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,16 +36,30 @@ pub(crate) enum Command {
     /// Say how a running `replicate` gets on
     Status(Status),
     /// Show replicas as files: one for each moment of each database
+    ///
+    /// mount(8) and /etc/fstab know it as file system type sqlrepl or fuse.sqlrepl. Their options
+    /// are those below, as in -o allow_other,page_cache=64MiB, and their source is SOURCE, or the
+    /// path of a config file (*.toml), or none for the databases of the config file.
+    #[command(verbatim_doc_comment)]
     Mount(Mount),
+    /// End a mount: also one whose process was killed
+    Umount(Umount),
     /// Write a database as it was to a new file
     Restore(Restore),
+    /// Run SQL on a moment of a replica, without a mount
+    ///
+    /// Prints what each statement gives: a table, or with --csv or --json what `sqlite3` prints
+    /// with these options, but for headers in CSV, and blobs, which are hex digits everywhere.
+    /// Only what the statements need is read of the replica, and nothing is written.
+    #[command(verbatim_doc_comment)]
+    Query(Query),
     /// List the generations of a replica
     Generations(Listing),
     /// List the snapshots of a replica
     Snapshots(Listing),
     /// List the WAL segments of a replica
     Wal(OfGeneration),
-    /// List the restore points of a replica
+    /// List the restore points of a replica; of app@5m-ago up to that moment
     Points(Points),
     /// Merge what a daemon that is gone left, and delete what nothing needs
     ///
@@ -170,21 +186,136 @@ pub(crate) struct Mount {
     /// of replicas; without it, the databases of the config file are shown
     #[arg(required = true, num_args = 1..=2, value_name = "PLACE")]
     pub(crate) places: Vec<String>,
+    /// Return when it is mounted, and go on in the background
+    #[arg(long)]
+    pub(crate) daemon: bool,
+    /// The log [default: as the config file says; with --daemon syslog, unless that is a file]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) log_file: Option<PathBuf>,
     /// Let other users look, too
     #[arg(long)]
     pub(crate) allow_other: bool,
+    /// Let root look, too
+    #[arg(long, conflicts_with = "allow_other")]
+    pub(crate) allow_root: bool,
+    /// The user that everything belongs to, by name or number [default: who mounts]
+    #[arg(long, value_name = "USER", value_parser = user)]
+    pub(crate) uid: Option<u32>,
+    /// The group that everything belongs to, by name or number [default: that of who mounts]
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    pub(crate) gid: Option<u32>,
+    /// The permissions to take away, in octal: with 027 only owner and group may read
+    #[arg(long, value_name = "MASK", default_value = "000", value_parser = umask)]
+    pub(crate) umask: u16,
+    /// How long what was seen of a database may answer for what is new in it
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    pub(crate) refresh: Duration,
+    /// What the table of mounts has as the source [default: SOURCE, or the config file]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) fsname: Option<String>,
     /// Bytes of pages kept in memory
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     pub(crate) page_cache: u64,
+    /// Which commits the directory of a database lists; all of them have names
+    #[arg(long, value_name = "WHICH", default_value = "curated")]
+    pub(crate) list: ListedCommits,
+    /// Keep what is read in this directory too, for mounts to come; one mount at a time has it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Bytes that the directory may take, at least 16MiB; of memory about 3 MB for each GiB
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = parse_size)]
+    #[arg(requires = "cache_dir")]
+    pub(crate) cache_size: u64,
+    /// Fetch a moment whole into that directory, behind its readers: when they wait for the store
+    /// again and again, when it is opened, or never; without --cache-dir it is never
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "auto",
+        requires = "cache_dir"
+    )]
+    pub(crate) hydrate: Hydrate,
+    /// Bytes of the largest database that is fetched whole
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_size)]
+    #[arg(requires = "cache_dir")]
+    pub(crate) hydrate_limit: u64,
+}
+
+/// When moments are fetched whole.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Hydrate {
+    Auto,
+    Always,
+    Never,
+}
+
+impl From<Hydrate> for hydrate::Hydrate {
+    fn from(when: Hydrate) -> Self {
+        match when {
+            Hydrate::Auto => Self::Auto,
+            Hydrate::Always => Self::Always,
+            Hydrate::Never => Self::Never,
+        }
+    }
+}
+
+/// For [`Mount::list`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListedCommits {
+    /// Every one
+    All,
+    /// The newest 100, before them one a minute for an hour, one an hour for 30 days, one a day
+    Curated,
+    /// None
+    None,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Restore {
-    /// A database of the config file, by name or path, or a replica: a directory or s3://...
-    pub(crate) target: String,
-    /// The file to write; must not exist [default: the database's path in the config file]
-    #[arg(short, long, value_name = "PATH")]
-    pub(crate) output: Option<PathBuf>,
+pub(crate) struct Umount {
+    /// The directory
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+}
+
+/// The number of a user who is named, or given by number.
+fn user(text: &str) -> Result<u32, String> {
+    id(text, "user", |name| {
+        Ok(User::from_name(name)?.map(|user| user.uid.as_raw()))
+    })
+}
+
+/// The same of a group.
+fn group(text: &str) -> Result<u32, String> {
+    id(text, "group", |name| {
+        Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()))
+    })
+}
+
+fn id(
+    text: &str,
+    kind: &str,
+    find: impl Fn(&str) -> nix::Result<Option<u32>>,
+) -> Result<u32, String> {
+    match text.parse() {
+        Ok(id) => Ok(id),
+        Err(_) => match find(text) {
+            Ok(Some(id)) => Ok(id),
+            Ok(None) => Err(format!("there is no {kind} of this name")),
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
+fn umask(text: &str) -> Result<u16, String> {
+    match u16::from_str_radix(text, 8) {
+        Ok(mask) if mask <= 0o777 => Ok(mask),
+        _ => Err("it is three octal digits, as in 027".to_owned()),
+    }
+}
+
+/// Which moment, and of which replica.
+#[derive(Debug, Args)]
+pub(crate) struct OfMoment {
     /// From this replica [default: the first of the database that has the moment, for the newest
     /// moment the one that goes furthest]
     #[arg(long, value_name = "NAME")]
@@ -198,6 +329,18 @@ pub(crate) struct Restore {
     /// Only this generation
     #[arg(long, value_name = "G")]
     pub(crate) generation: Option<GenerationId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// A database of the config file, by name or path, or a replica: a directory or s3://...; with
+    /// a moment: app@5m-ago, app@1c
+    pub(crate) target: String,
+    /// The file to write; must not exist [default: the database's path in the config file]
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) of: OfMoment,
     /// Say what would be written, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -210,6 +353,26 @@ pub(crate) struct Restore {
     /// Reads that are under way at once
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(crate) parallelism: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Query {
+    /// A database of the config file, by name or path, or a replica: a directory or s3://...; with
+    /// a moment: app@5m-ago, app@1c
+    pub(crate) target: String,
+    /// The statements [default: what the standard input says]
+    pub(crate) sql: Option<String>,
+    #[command(flatten)]
+    pub(crate) of: OfMoment,
+    /// Print CSV, with the names of the columns in the first line
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) csv: bool,
+    /// Print one JSON array for each statement that gives rows
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Bytes of pages kept in memory
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
+    pub(crate) page_cache: u64,
 }
 
 #[derive(Debug, Args)]

@@ -12,7 +12,8 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 pub(crate) async fn run(args: Compact, config: &Config) -> Result<()> {
-    let replicas = replicas(&args.kept, config)?;
+    let why = "`compact` merges all of a replica, and no single moment";
+    let replicas = replicas(&args.kept, config, why).await?;
     if args.snapshot {
         return each(&replicas, args.kept.json, snapshot).await;
     }

@@ -22,7 +22,8 @@ const COLUMNS: [Column; 7] = [
 ];
 
 pub(crate) async fn run(args: Kept, config: &Config) -> Result<()> {
-    let replicas = replicas(&args, config)?;
+    let why = "`du` counts all bytes of a replica, which its moments share";
+    let replicas = replicas(&args, config, why).await?;
     each(&replicas, args.json, async |replica| {
         let retention = replica.retention.unwrap_or(Retention::WEEK);
         let (mut keeper, _directory) = keeper(replica, retention).await?;

@@ -33,12 +33,17 @@ pub(crate) struct Replica<'a> {
 }
 
 /// The replicas of a target. One that the config file has is kept as the file says, also where the
-/// command names it by its place.
+/// command names it by its place. `why` says why the command takes no moment.
 ///
 /// # Errors
-/// As [`Target::find`] and [`Target::candidates`].
-pub(crate) fn replicas<'a>(args: &Kept, config: &'a Config) -> Result<Vec<Replica<'a>>> {
-    let candidates = Target::find(&args.target, config)?.candidates(args.replica.as_deref())?;
+/// As [`Target::find_whole`] and [`Target::candidates`].
+pub(crate) async fn replicas<'a>(
+    args: &Kept,
+    config: &'a Config,
+    why: &str,
+) -> Result<Vec<Replica<'a>>> {
+    let target = Target::find_whole(&args.target, config, why).await?;
+    let candidates = target.candidates(args.replica.as_deref())?;
     let replicas = candidates.into_iter().map(|candidate| {
         let known = config.known();
         let known = known.and_then(|settings| known_as(settings, &candidate.location));
@@ -214,11 +219,14 @@ mod tests {
         let place = |text: &str| Location::parse(text).unwrap();
         let is_same = |one, other| is_same_place(&place(one), &place(other));
         assert!(is_same("/backup/app", "/backup/app/"));
-        assert!(is_same("s3://b/app?region=eu-central-1", "s3://b/app"));
-        assert!(!is_same(
-            "s3://b/app?endpoint=http://one:9000",
-            "s3://b/app"
+        assert!(is_same(
+            "s3://bucket/app?region=eu-central-1",
+            "s3://bucket/app"
         ));
-        assert!(!is_same("/b/app", "s3://b/app"));
+        assert!(!is_same(
+            "s3://bucket/app?endpoint=http://one:9000",
+            "s3://bucket/app"
+        ));
+        assert!(!is_same("/bucket/app", "s3://bucket/app"));
     }
 }

@@ -1,10 +1,11 @@
 //! `sqlrepl generations`, `snapshots`, `wal` and `points`: what a replica holds.
 
 use crate::cli::args::{Listing, OfGeneration, Points};
-use crate::cli::clock;
 use crate::cli::config::Config;
+use crate::cli::moment::twice;
 use crate::cli::table::{self, Align, Column};
-use crate::cli::target::{Target, first};
+use crate::cli::target::{Candidate, Target, first};
+use crate::cli::{CACHE_BYTES, clock};
 use serde_json::{Value, json};
 use sqlrepl::error::{Error, Result};
 use sqlrepl::format::ids::{GenerationId, RestorePoint, Timestamp};
@@ -24,7 +25,8 @@ pub(crate) async fn generations(args: Listing, config: &Config) -> Result<()> {
         ("BYTES", Align::Right),
         ("REASON", Align::Left),
     ];
-    let replica = replica_of(&args, config, None).await?;
+    let candidates = whole(&args, config).await?;
+    let replica = replica_of(&candidates, None).await?;
     let time = |point: Option<RestorePoint>| json!(point.map(|point| point.time.to_string()));
     let mut rows = Vec::new();
     for generation in replica.generations() {
@@ -57,7 +59,8 @@ pub(crate) async fn snapshots(args: Listing, config: &Config) -> Result<()> {
         ("EXACT", Align::Left),
         ("COMPLETE", Align::Left),
     ];
-    let replica = replica_of(&args, config, None).await?;
+    let candidates = whole(&args, config).await?;
+    let replica = replica_of(&candidates, None).await?;
     let mut rows = Vec::new();
     for snapshot in replica.snapshots() {
         rows.push(vec![
@@ -89,7 +92,8 @@ pub(crate) async fn wal(args: OfGeneration, config: &Config) -> Result<()> {
         ("RATIO", Align::Right),
         ("THINNED", Align::Left),
     ];
-    let replica = replica_of(&args.listing, config, args.generation).await?;
+    let candidates = whole(&args.listing, config).await?;
+    let replica = replica_of(&candidates, args.generation).await?;
     let mut rows = Vec::new();
     for segment in replica.segments(args.generation) {
         rows.push(vec![
@@ -118,13 +122,22 @@ pub(crate) async fn points(args: Points, config: &Config) -> Result<()> {
         ("SIZE", Align::Right),
         ("LEVEL", Align::Right),
     ];
-    let query = PointsQuery {
+    let listing = &args.of.listing;
+    let (target, at) = Target::find_at(&listing.target, config).await?;
+    let candidates = target.candidates(listing.replica.as_deref())?;
+    let mut query = PointsQuery {
         generation: args.of.generation,
         since: args.since.as_deref().map(time_of).transpose()?,
         until: args.until.as_deref().map(time_of).transpose()?,
         newest: args.limit,
     };
-    let replica = replica_of(&args.of.listing, config, args.of.generation).await?;
+    if let (Some(at), Some(_)) = (&at, query.until) {
+        return Err(twice(at, "--until"));
+    }
+    let replica = replica_of(&candidates, args.of.generation).await?;
+    if let Some(at) = at {
+        narrow(&mut query, &replica, at.moment)?;
+    }
     let mut rows: Vec<Vec<Value>> = Vec::new();
     for point in replica.points(&query) {
         let page_size = replica.page_size(point.generation);
@@ -140,7 +153,7 @@ pub(crate) async fn points(args: Points, config: &Config) -> Result<()> {
                 .map_or(json!("S"), |level| json!(level)),
         ]);
     }
-    table::print(&COLUMNS, &rows, args.of.listing.json)?;
+    table::print(&COLUMNS, &rows, listing.json)?;
     damage(&replica)
 }
 
@@ -149,15 +162,39 @@ fn ratio(raw_bytes: Option<u64>, bytes: u64) -> Value {
     json!(raw_bytes.map(|raw| (raw as f64 / bytes as f64 * 10.0).round() / 10.0))
 }
 
-/// The first replica of the target that answers, and has the generation if one is named.
+/// Has a query end with a moment: a time, or a transaction in its own generation.
+fn narrow(query: &mut PointsQuery, replica: &Replica, moment: Moment) -> Result<()> {
+    match (moment, query.generation) {
+        (Moment::Latest, _) => {}
+        (Moment::At(time), _) => query.until = Some(time),
+        (Moment::Txid(..), generation) => {
+            let point = match generation {
+                Some(generation) => replica.resolve_in(generation, moment)?,
+                None => replica.resolve(moment)?,
+            };
+            query.generation = Some(point.generation);
+            // Times ascend strictly within a generation.
+            query.until = Some(point.time);
+        }
+    }
+    Ok(())
+}
+
+/// The replicas of a target that are listed for all moments at once.
+async fn whole(args: &Listing, config: &Config) -> Result<Vec<Candidate>> {
+    let why = "this lists what all moments of a replica are made of, and only `points`, \
+               `query` and `restore` take one";
+    let target = Target::find_whole(&args.target, config, why).await?;
+    target.candidates(args.replica.as_deref())
+}
+
+/// The first replica that answers, and has the generation if one is named.
 async fn replica_of(
-    args: &Listing,
-    config: &Config,
+    candidates: &[Candidate],
     generation: Option<GenerationId>,
 ) -> Result<Arc<Replica>> {
-    let candidates = Target::find(&args.target, config)?.candidates(args.replica.as_deref())?;
     let look = async |replica: &Arc<Replica>| replica.refresh().await;
-    first(&candidates, look, async |replica, _, ()| {
+    first(candidates, CACHE_BYTES, look, async |replica, _, ()| {
         refuse_unknown(replica, generation)?;
         Ok((Arc::clone(replica), None))
     })

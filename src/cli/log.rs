@@ -1,5 +1,6 @@
 //! The log: which lines, how they look, where they go.
 
+use crate::cli::{background, syslog};
 use sqlrepl::config::settings::{LogFormat, LogSettings, LogTarget};
 use sqlrepl::error::{Error, Result};
 use std::fs::OpenOptions;
@@ -23,9 +24,11 @@ impl Log {
     /// # Errors
     /// `Disk` if the log file cannot be opened.
     pub(crate) fn start(settings: &LogSettings, is_daemon: bool) -> Result<Self> {
-        let target = match is_daemon {
-            true => settings.target.clone(),
-            false => LogTarget::Stderr,
+        let target = match &settings.target {
+            // It ends with the shell that it is of.
+            LogTarget::Stdout if background::is_this() => LogTarget::Stderr,
+            target if is_daemon => target.clone(),
+            _ => LogTarget::Stderr,
         };
         // fuser logs each reply to a reader that was killed as an error, and the S3 client warns of
         // each place that has no credentials.
@@ -54,7 +57,7 @@ impl Log {
     /// Says why the program failed: on the standard error, as that looks, and in a log elsewhere.
     pub(crate) fn last_words(&self, error: &Error) {
         let is_json = self.format == LogFormat::Json && tracing::enabled!(tracing::Level::ERROR);
-        let is_stderr = self.target == LogTarget::Stderr;
+        let is_stderr = self.target == LogTarget::Stderr && !syslog::has_taken_over();
         if is_json || !is_stderr {
             tracing::error!("{error}");
         }
@@ -67,6 +70,9 @@ impl Log {
 /// Writes to the target, and whether that is a terminal.
 fn writer(target: &LogTarget) -> Result<(BoxMakeWriter, bool)> {
     match target {
+        LogTarget::Stderr if background::is_this() => {
+            Ok((BoxMakeWriter::new(syslog::Lines::new()), false))
+        }
         LogTarget::Stderr => Ok((BoxMakeWriter::new(io::stderr), io::stderr().is_terminal())),
         LogTarget::Stdout => Ok((BoxMakeWriter::new(io::stdout), io::stdout().is_terminal())),
         LogTarget::File(path) => {

@@ -2,29 +2,40 @@
 //! code. The clock and the signals come in here.
 
 mod args;
+mod background;
 mod compact;
 mod config;
 mod databases;
 mod du;
+mod fstab;
 mod kept;
 mod listings;
 mod log;
+mod memory;
+mod moment;
 mod mount;
+mod notify;
+mod query;
 mod replicate;
 mod restore;
 mod retain;
+mod rows;
 mod status;
 mod sync;
+mod syslog;
 mod table;
 mod target;
+mod umount;
 
 use crate::cli::config::Config;
 use crate::cli::log::Log;
 use clap::Parser;
 use nix::time::{ClockId, clock_gettime};
+use sqlrepl::config::settings::LogTarget;
 use sqlrepl::config::{Clock, Environment, random};
 use sqlrepl::error::{Error, ErrorKind, Result};
 use sqlrepl::format::ids::Timestamp;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,21 +45,60 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Pages that a command keeps in memory, bytes.
 const CACHE_BYTES: u64 = 64 << 20;
 
+/// Who runs us, and so which exit codes are understood.
+#[derive(Clone, Copy)]
+enum Caller {
+    Shell,
+    /// mount(8).
+    Mount,
+}
+
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
-    let cli = args::Cli::parse();
+    memory::give_back_what_is_free();
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let (cli, caller) = match parse(&argv) {
+        Ok(parsed) => parsed,
+        Err(ended) => return ended,
+    };
+    let said = |e: Error| {
+        eprintln!("sqlrepl: {e}");
+        exit_code(e.kind(), caller)
+    };
+    // Before there is any thread, file or log of ours.
+    if matches!(&cli.command, args::Command::Mount(mount) if mount.daemon) && !background::is_this()
+    {
+        return background::start(&argv).unwrap_or_else(said);
+    }
     let (config, log) = match start(&cli) {
         Ok(started) => started,
-        Err(e) => {
-            eprintln!("sqlrepl: {e}");
-            return exit_code(e.kind());
-        }
+        Err(e) => return said(e),
     };
     match run(cli.command, &config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log.last_words(&e);
-            exit_code(e.kind())
+            exit_code(e.kind(), caller)
+        }
+    }
+}
+
+/// Understands the command line, which may be one of mount(8), or ends with the exit code.
+fn parse(argv: &[OsString]) -> Result<(args::Cli, Caller), ExitCode> {
+    let Some(asked) = fstab::rewritten(argv) else {
+        return Ok((args::Cli::parse_from(argv), Caller::Shell));
+    };
+    let wrong = ExitCode::from(MOUNT_USAGE);
+    let asked = asked.map_err(|e| {
+        eprintln!("sqlrepl: {e}");
+        wrong
+    })?;
+    match args::Cli::try_parse_from(asked.arguments) {
+        Ok(_) if asked.is_fake => Err(ExitCode::SUCCESS),
+        Ok(cli) => Ok((cli, Caller::Mount)),
+        Err(e) => {
+            eprint!("{e}");
+            Err(wrong)
         }
     }
 }
@@ -63,7 +113,15 @@ fn start(cli: &args::Cli) -> Result<(Config, Log)> {
         cli.command,
         args::Command::Replicate(_) | args::Command::Mount(_)
     );
-    let log = Log::start(&config.log(), is_daemon)?;
+    let mut settings = config.log();
+    if let args::Command::Mount(args::Mount {
+        log_file: Some(path),
+        ..
+    }) = &cli.command
+    {
+        settings.target = LogTarget::File(path.clone());
+    }
+    let log = Log::start(&settings, is_daemon)?;
     Ok((config, log))
 }
 
@@ -79,7 +137,9 @@ fn run(command: args::Command, config: &Config) -> Result<()> {
             args::Command::Sync(args) => sync::run(args, config).await,
             args::Command::Status(args) => status::run(args, config).await,
             args::Command::Mount(args) => mount::run(args, config).await,
+            args::Command::Umount(args) => umount::run(&args),
             args::Command::Restore(args) => restore::run(args, config).await,
+            args::Command::Query(args) => query::run(args, config).await,
             args::Command::Generations(args) => listings::generations(args, config).await,
             args::Command::Snapshots(args) => listings::snapshots(args, config).await,
             args::Command::Wal(args) => listings::wal(args, config).await,
@@ -98,12 +158,19 @@ fn run(command: args::Command, config: &Config) -> Result<()> {
     done
 }
 
+/// What mount(8) understands as a wrong command line.
+const MOUNT_USAGE: u8 = 1;
+
+/// What mount(8) understands as a mount that failed.
+const MOUNT_FAILURE: u8 = 32;
+
 /// 0 done, 1 failed, 2 usage or config, 3 no such database or moment.
-fn exit_code(kind: ErrorKind) -> ExitCode {
-    match kind {
-        ErrorKind::Invalid => ExitCode::from(2),
-        ErrorKind::NotFound => ExitCode::from(3),
-        _ => ExitCode::FAILURE,
+fn exit_code(kind: ErrorKind, caller: Caller) -> ExitCode {
+    match (caller, kind) {
+        (Caller::Mount, _) => ExitCode::from(MOUNT_FAILURE),
+        (Caller::Shell, ErrorKind::Invalid) => ExitCode::from(2),
+        (Caller::Shell, ErrorKind::NotFound) => ExitCode::from(3),
+        (Caller::Shell, _) => ExitCode::FAILURE,
     }
 }
 
@@ -162,6 +229,7 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
             _ = terminate.recv() => "SIGTERM",
         };
         tracing::info!("{first}: ending");
+        notify::stopping();
         let began = Instant::now();
         tokio::spawn(async move {
             while began.elapsed() < SAME_WISH {

@@ -1,13 +1,15 @@
 //! `sqlrepl mount`
 
-use crate::cli::args::Mount;
+use crate::cli::args::{ListedCommits, Mount};
 use crate::cli::config::Config;
-use crate::cli::{clock, say, stop_signal};
+use crate::cli::{background, clock, notify, say, stop_signal};
 use sqlrepl::config::location::Location;
 use sqlrepl::config::settings::Settings;
 use sqlrepl::error::{Error, Result};
+use sqlrepl::materialize::hydrate::HydrateOptions;
 use sqlrepl::mount::discover::Source;
-use sqlrepl::mount::session::{self, MountOptions, Ready};
+use sqlrepl::mount::session::{self, DiskCacheOptions, MountOptions, Ready, Viewers};
+use sqlrepl::mount::view::Listed;
 use sqlrepl::storage;
 use std::path::{Path, PathBuf};
 
@@ -19,29 +21,77 @@ pub(crate) async fn run(args: Mount, config: &Config) -> Result<()> {
         _ => all(config.settings()?).await?,
     };
     let mountpoint = Path::new(args.places.last().expect("there is at least one"));
+    let mut keep_out = shown.directories;
+    keep_out.extend(config.known().into_iter().flat_map(places));
     let options = MountOptions {
+        disk_cache: disk_cache(&args)?,
         cache_bytes: args.page_cache,
-        allow_other: args.allow_other,
-        keep_out: shown.directories,
+        listed: match args.list {
+            ListedCommits::All => Listed::All,
+            ListedCommits::Curated => Listed::Curated,
+            ListedCommits::None => Listed::None,
+        },
+        refresh: args.refresh,
+        viewers: viewers(&args),
+        uid: args.uid,
+        gid: args.gid,
+        umask: args.umask,
+        keep_out,
         ..MountOptions::default()
     };
     session::run(
         shown.sources,
-        &shown.label,
+        args.fsname.as_ref().unwrap_or(&shown.label),
         mountpoint,
         options,
         clock(),
-        say_ready,
+        |ready| is_ready(ready, args.daemon),
         stop,
     )
     .await
+}
+
+/// Absolute: a mount in the background leaves the directory in which it was begun.
+fn disk_cache(args: &Mount) -> Result<Option<DiskCacheOptions>> {
+    let Some(directory) = &args.cache_dir else {
+        return Ok(None);
+    };
+    let unusable = |e| Error::invalid(format!("{}: no path", directory.display())).because(e);
+    Ok(Some(DiskCacheOptions {
+        directory: std::path::absolute(directory).map_err(unusable)?,
+        bytes: args.cache_size,
+        hydrate: HydrateOptions {
+            when: args.hydrate.into(),
+            limit: args.hydrate_limit,
+        },
+    }))
+}
+
+fn viewers(args: &Mount) -> Viewers {
+    match (args.allow_other, args.allow_root) {
+        (true, _) => Viewers::All,
+        (false, true) => Viewers::OwnerAndRoot,
+        (false, false) => Viewers::Owner,
+    }
+}
+
+/// The directories that a config file gives to replicas and spools.
+fn places(settings: &Settings) -> impl Iterator<Item = PathBuf> {
+    settings.databases.iter().flat_map(|database| {
+        let replicas = database.replicas.iter();
+        let replicas = replicas.filter_map(|replica| match &replica.location {
+            Location::Directory(path) => Some(path.clone()),
+            Location::S3(_) => None,
+        });
+        replicas.chain([database.capture.meta_path.clone()])
+    })
 }
 
 /// What is mounted.
 struct Shown {
     sources: Vec<Source>,
     label: String,
-    /// What the mount point must not lie in.
+    /// What of it lies in directories, in which the mount point must not be.
     directories: Vec<PathBuf>,
 }
 
@@ -74,13 +124,9 @@ async fn all(settings: &Settings) -> Result<Shown> {
         )));
     }
     let mut sources = Vec::new();
-    let mut directories = Vec::new();
     for database in &settings.databases {
         let mut replicas = Vec::new();
         for replica in &database.replicas {
-            if let Location::Directory(path) = &replica.location {
-                directories.push(path.clone());
-            }
             replicas.push(storage::open(&replica.location).await?);
         }
         sources.push(Source::Database {
@@ -91,12 +137,13 @@ async fn all(settings: &Settings) -> Result<Shown> {
     Ok(Shown {
         sources,
         label: file.display().to_string(),
-        directories,
+        directories: Vec::new(),
     })
 }
 
-/// The one line of a mount.
-fn say_ready(ready: &Ready) {
+/// Tells all who wait for it: the one line of a mount, the service manager, the command that began
+/// it in the background.
+fn is_ready(ready: &Ready, is_daemon: bool) -> Result<()> {
     let place = ready.mountpoint.display();
     let line = match ready.databases {
         Some(1) => format!("mounted 1 database on {place}"),
@@ -106,5 +153,10 @@ fn say_ready(ready: &Ready) {
     // The mount serves whether or not somebody reads of it.
     if let Err(e) = say(&line) {
         tracing::warn!("{e}");
+    }
+    notify::ready(&line);
+    match is_daemon {
+        true => background::leave(),
+        false => Ok(()),
     }
 }

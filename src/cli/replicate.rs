@@ -2,7 +2,7 @@
 
 use crate::cli::args::{Replicate, ReplicateOptions};
 use crate::cli::config::Config;
-use crate::cli::{environment, stop_signal};
+use crate::cli::{environment, notify, stop_signal};
 use sqlrepl::config::file::{replica_name, unique};
 use sqlrepl::config::location::asked_in_time;
 use sqlrepl::config::settings::{DatabaseSettings, ReplicaSettings};
@@ -37,6 +37,10 @@ pub(crate) async fn run(args: Replicate, config: &Config) -> Result<()> {
         take_over: args.take_over,
         host: host(),
     };
+    notify::ready(&match replicated.databases.as_slice() {
+        [database] => format!("replicating {}", database.name),
+        databases => format!("replicating {} databases", databases.len()),
+    });
     daemon::run(replicated, environment(), stop).await
 }
 

@@ -2,14 +2,13 @@
 
 use crate::cli::args::Restore;
 use crate::cli::config::Config;
-use crate::cli::target::{Target, first};
-use crate::cli::{clock, say};
+use crate::cli::moment::{asked, open};
+use crate::cli::target::{AS_WRITTEN, Target};
+use crate::cli::{CACHE_BYTES, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use sqlrepl::error::{Error, ErrorKind, Result};
 use sqlrepl::format::ids::RestorePoint;
-use sqlrepl::format::moment::Moment;
 use sqlrepl::materialize::pages::Database;
-use sqlrepl::materialize::replica::Replica;
 use sqlrepl::restore::{RestoreOptions, refuse_existing, restore, summarize};
 use std::cell::Cell;
 use std::io::IsTerminal;
@@ -18,59 +17,45 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) async fn run(args: Restore, config: &Config) -> Result<()> {
-    let target = match Target::find(&args.target, config) {
-        Err(e) if args.if_replica_exists && may_come(&args.target, config) => {
+    let (target, at) = match Target::find_at(&args.target, config).await {
+        Err(e)
+            if e.kind() == ErrorKind::NotFound
+                && args.if_replica_exists
+                && may_come(&args.target, config) =>
+        {
             return nothing_yet(&args.target, &e);
         }
         found => found?,
     };
-    let candidates = target.candidates(args.replica.as_deref())?;
+    if let (true, Target::Replica(_), Some(at)) = (args.if_replica_exists, &target, &at) {
+        // It may be a replica of its own that is not there yet, beside this one.
+        return Err(Error::invalid(format!(
+            "{}: with --if-replica-exists say the moment with --timestamp or --txid, since {} may \
+             belong to the name; {AS_WRITTEN}",
+            args.target, at.words
+        )));
+    }
+    let candidates = target.candidates(args.of.replica.as_deref())?;
     let output = output(&args, &target)?;
     if args.if_db_not_exists && output.exists() {
         tracing::info!("{} exists: nothing to restore", output.display());
         return Ok(());
     }
     refuse_existing(&output)?;
-    let moment = match (&args.timestamp, &args.txid) {
-        (_, Some(txid)) => Moment::parse_txid(txid)?,
-        (Some(time), None) => Moment::parse_time(time, clock()())?,
-        (None, None) => Moment::Latest,
-    };
-    let holds_something = Cell::new(false);
-    let look = async |replica: &Arc<Replica>| {
-        let located = replica.locate(moment, args.generation).await;
-        // All of it was read then.
-        let holds = located.is_err() && replica.newest().is_some();
-        holds_something.set(holds_something.get() || located.is_ok() || holds);
-        located
-    };
-    let has_others = candidates.len() > 1;
-    // With the end of the replica, if the moment may lie behind it.
-    let opened = first(&candidates, look, async |replica, candidate, point| {
-        let database = replica.open(&point).await?;
-        let end = match moment {
-            Moment::Latest => Some(point.time),
-            Moment::At(time) if has_others => {
-                let last = replica.locate(Moment::Latest, args.generation).await?;
-                (time > last.time).then_some(last.time)
-            }
-            Moment::At(_) | Moment::Txid(..) => None,
-        };
-        Ok(((database, point, candidate.name.clone()), end))
-    })
-    .await;
-    match opened {
-        Err(e)
-            if args.if_replica_exists
-                && e.kind() == ErrorKind::NotFound
-                && !holds_something.get() =>
-        {
+    let moment = asked(
+        at.as_ref(),
+        args.of.timestamp.as_deref(),
+        args.of.txid.as_deref(),
+    )?;
+    let seen = Cell::new(false);
+    match open(&candidates, moment, args.of.generation, CACHE_BYTES, &seen).await {
+        Err(e) if args.if_replica_exists && e.kind() == ErrorKind::NotFound && !seen.get() => {
             nothing_yet(&args.target, &e)
         }
         opened => {
-            let (database, point, from) = opened?;
-            let what = described(&from, &point, &output);
-            write(&args, &database, &output, &what).await
+            let opened = opened?;
+            let what = described(&opened.from, &opened.point, &output);
+            write(&args, &opened.database, &output, &what).await
         }
     }
 }

@@ -14,7 +14,8 @@ use sqlrepl::maintain::retain::Rewrite;
 use std::collections::HashMap;
 
 pub(crate) async fn run(args: Retain, config: &Config) -> Result<()> {
-    let replicas = replicas(&args.kept, config)?;
+    let why = "`retain` decides about all moments of a replica, and --retention says which stay";
+    let replicas = replicas(&args.kept, config, why).await?;
     if args.dry_run {
         return each(&replicas, args.kept.json, preview).await;
     }

@@ -43,21 +43,24 @@ pub(crate) fn as_text(columns: &[Column], rows: &[Vec<Value>]) -> String {
     // In characters, as they are padded.
     let width = |at: usize| lines.iter().map(|line| line[at].chars().count()).max();
     let width = |at: usize| width(at).unwrap_or(0);
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
-    let mut text = String::new();
-    for line in &lines {
-        let padded: Vec<String> = line
-            .iter()
-            .zip(columns.iter().zip(&widths))
-            .map(|(cell, ((_, align), width))| match align {
-                Align::Left => format!("{cell:width$}"),
-                Align::Right => format!("{cell:>width$}"),
-            })
-            .collect();
-        text.push_str(padded.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    let aligned = columns.iter().enumerate();
+    let aligned: Vec<(Align, usize)> = aligned
+        .map(|(at, (_, align))| (*align, width(at)))
+        .collect();
+    lines.iter().map(|cells| line(cells, &aligned)).collect()
+}
+
+/// A line of cells, each padded to its width in characters.
+pub(crate) fn line(cells: &[String], columns: &[(Align, usize)]) -> String {
+    let padded = cells
+        .iter()
+        .zip(columns)
+        .map(|(cell, (align, width))| match align {
+            Align::Left => format!("{cell:width$}"),
+            Align::Right => format!("{cell:>width$}"),
+        });
+    let padded: Vec<String> = padded.collect();
+    format!("{}\n", padded.join("  ").trim_end())
 }
 
 fn cell(value: &Value) -> String {

@@ -1,14 +1,16 @@
 //! What a command's target means: a replica as it is written, or a database of the config file with
 //! its replicas; and which of those is read.
 
-use crate::cli::CACHE_BYTES;
 use crate::cli::config::Config;
+use crate::cli::moment::{At, split};
+use crate::cli::{CACHE_BYTES, clock};
 use sqlrepl::config::file::{is_named, replica_name};
 use sqlrepl::config::location::{Location, real_path};
 use sqlrepl::config::settings::{DatabaseSettings, Settings};
 use sqlrepl::error::{Error, ErrorKind, Result};
 use sqlrepl::format::ids::Timestamp;
 use sqlrepl::format::key::GENERATIONS;
+use sqlrepl::format::moment::Moment;
 use sqlrepl::materialize::cache::BlockCache;
 use sqlrepl::materialize::replica::Replica;
 use sqlrepl::storage::{self, Store};
@@ -38,6 +40,9 @@ pub(crate) struct Candidate {
     pub(crate) location: Location,
 }
 
+/// How to name a place that looks like a moment of another one.
+pub(crate) const AS_WRITTEN: &str = "a place whose own name has this @ ends with a /";
+
 impl<'a> Target<'a> {
     /// A URL, or a directory in which a replica lies, is meant as it is written; else a database
     /// is, by its name and then by its path; else a directory, whatever it holds.
@@ -52,8 +57,7 @@ impl<'a> Target<'a> {
             }))
         };
         let path = Path::new(text);
-        let is_url = text.contains("://") || text.starts_with("s3:");
-        if is_url || path.join(GENERATIONS).is_dir() {
+        if is_url(text) || path.join(GENERATIONS).is_dir() {
             return as_written();
         }
         if let Some(database) = config.known().and_then(|known| named(known, text)) {
@@ -62,6 +66,49 @@ impl<'a> Target<'a> {
         match path.is_dir() {
             true => as_written(),
             false => Err(Error::not_found(nowhere(text, config.known()))),
+        }
+    }
+
+    /// The same, and the moment behind an `@`. What exists as it is written has no moment: a
+    /// database, a path, or a replica below such a prefix in S3.
+    ///
+    /// # Errors
+    /// As [`Target::find`]; `Invalid` if what stands behind the `@` is no moment; `Unavailable` if
+    /// the store that may have such a prefix does not answer.
+    pub(crate) async fn find_at(text: &str, config: &'a Config) -> Result<(Self, Option<At>)> {
+        let Some((place, words)) = split(text) else {
+            return Ok((Self::find(text, config)?, None));
+        };
+        if !is_url(text) {
+            match Self::find(text, config) {
+                Ok(target) => return Ok((target, None)),
+                Err(e) if Path::new(text).exists() => return Err(e),
+                Err(_) => {}
+            }
+        }
+        let moment = Moment::parse(words, clock()())
+            .map_err(|e| Error::invalid(format!("behind the @, {e}; {AS_WRITTEN}")))?;
+        if is_url(text) && has_replica(text, config).await? {
+            return Ok((Self::find(text, config)?, None));
+        }
+        let at = At {
+            words: words.to_owned(),
+            moment,
+        };
+        Ok((Self::find(&place, config)?, Some(at)))
+    }
+
+    /// The same for a command that is about all moments; `why` says what it does with them.
+    ///
+    /// # Errors
+    /// As [`Target::find_at`]; `Invalid` if there is a moment.
+    pub(crate) async fn find_whole(text: &str, config: &'a Config, why: &str) -> Result<Self> {
+        match Self::find_at(text, config).await? {
+            (target, None) => Ok(target),
+            (_, Some(at)) => Err(Error::invalid(format!(
+                "{why}: leave out @{}; {AS_WRITTEN}",
+                at.words
+            ))),
         }
     }
 
@@ -104,6 +151,27 @@ impl<'a> Target<'a> {
     }
 }
 
+/// Whether a replica lies at a URL as it is written. Who may not look there has none there.
+async fn has_replica(url: &str, config: &Config) -> Result<bool> {
+    let Ok(location) = config.location(url) else {
+        return Ok(false);
+    };
+    let folders = storage::open(&location)
+        .await?
+        .list_folder(GENERATIONS)
+        .await;
+    match folders {
+        Ok(folders) => Ok(!folders.is_empty()),
+        Err(e) if e.kind() == ErrorKind::Unavailable => Err(e),
+        Err(_) => Ok(false),
+    }
+}
+
+/// True for what is written as a URL, be it a good one or not.
+pub(crate) fn is_url(text: &str) -> bool {
+    text.contains("://") || text.starts_with("s3:")
+}
+
 /// The database of this name, else the one at this path.
 pub(crate) fn named<'a>(settings: &'a Settings, text: &str) -> Option<&'a DatabaseSettings> {
     let by = |is: &dyn Fn(&DatabaseSettings) -> bool| settings.databases.iter().find(|db| is(db));
@@ -129,14 +197,14 @@ fn nowhere(text: &str, settings: Option<&Settings>) -> String {
 
 /// The replica at a place that must be there already, read once.
 pub(crate) async fn open(location: &Location) -> Result<Arc<Replica>> {
-    let replica = reach(location).await?;
+    let replica = reach(location, CACHE_BYTES).await?;
     replica.refresh().await?;
     Ok(replica)
 }
 
 /// The same before anything is read of it.
-async fn reach(location: &Location) -> Result<Arc<Replica>> {
-    let cache = Arc::new(BlockCache::new(CACHE_BYTES));
+async fn reach(location: &Location, cache_bytes: u64) -> Result<Arc<Replica>> {
+    let cache = Arc::new(BlockCache::new(cache_bytes));
     Ok(Replica::new(store(location).await?, cache))
 }
 
@@ -158,12 +226,14 @@ pub(crate) type Answer<T> = (T, Option<Timestamp>);
 
 /// What `ask` gives of the first replica that answers and has what it asks for, or, where none has
 /// all of it, of the one that goes furthest. Those that are passed over for that are warned of.
-/// `look` reads of a replica what there is to ask about, in time while there is another one.
+/// `look` reads of a replica what there is to ask about, in time while there is another one. Each
+/// has a page cache of `cache_bytes`.
 ///
 /// # Errors
 /// The only one's; else what came of each, as `NotFound` only if none has it, for sure.
 pub(crate) async fn first<L, T>(
     candidates: &[Candidate],
+    cache_bytes: u64,
     look: impl AsyncFn(&Arc<Replica>) -> Result<L>,
     ask: impl AsyncFn(&Arc<Replica>, &Candidate, L) -> Result<Answer<T>>,
 ) -> Result<T> {
@@ -171,7 +241,7 @@ pub(crate) async fn first<L, T>(
     let mut furthest: Option<(&str, T, Timestamp)> = None;
     for (n, candidate) in candidates.iter().enumerate() {
         let has_others = n + 1 < candidates.len() || furthest.is_some();
-        let asked = match in_time(&look, candidate, has_others).await {
+        let asked = match in_time(&look, candidate, cache_bytes, has_others).await {
             Ok((replica, looked)) => ask(&replica, candidate, looked).await,
             Err(e) => Err(e),
         };
@@ -204,10 +274,11 @@ pub(crate) async fn first<L, T>(
 async fn in_time<L>(
     look: &impl AsyncFn(&Arc<Replica>) -> Result<L>,
     candidate: &Candidate,
+    cache_bytes: u64,
     has_others: bool,
 ) -> Result<(Arc<Replica>, L)> {
     let look = async {
-        let replica = reach(&candidate.location).await?;
+        let replica = reach(&candidate.location, cache_bytes).await?;
         let looked = look(&replica).await?;
         Ok((replica, looked))
     };

@@ -15,7 +15,7 @@ use crate::replicate::seed::{self, Asking, Held};
 use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
 use crate::replicate::state::GenerationState;
-use crate::replicate::upload::{Status, UploadSettings, Uploader, open_kept};
+use crate::replicate::upload::{HUGE_BYTES, Status, UploadSettings, Uploader, open_kept};
 use crate::storage::Store;
 use crate::storage::blocking::blocking;
 use futures_util::future::{join_all, select_all};
@@ -185,6 +185,7 @@ impl Database {
             take_over: self.take_over,
             kept: kept.clone(),
             directory: directory.clone(),
+            huge_bytes: HUGE_BYTES,
         };
         let (capture, spool) = (self.capture.clone(), self.spool.clone());
         let (identity, environment) = (self.identity.clone(), self.environment.clone());

@@ -87,9 +87,14 @@ impl Maintenance {
 }
 
 async fn run(mut given: Given) {
+    let began = (given.clock)();
     let mut last = Last {
-        at: (given.clock)(),
-        round: Round::default(),
+        at: began,
+        // What was stored before may fall due while nothing new comes.
+        round: Round {
+            due_at: Some(began),
+            ..Round::default()
+        },
         uploads: 0,
         pause: None,
     };
@@ -97,8 +102,9 @@ async fn run(mut given: Given) {
     loop {
         let status = given.status.borrow_and_update().clone();
         let now = (given.clock)();
+        last.set_back(now);
         let new = status.uploads.saturating_sub(last.uploads);
-        new_since = (new > 0).then(|| new_since.unwrap_or(now));
+        new_since = (new > 0).then(|| new_since.map_or(now, |since: Timestamp| since.min(now)));
         let behalf = behalf(&status);
         let at = behalf.and_then(|_| last.next(new, new_since, given.check_interval));
         match (behalf, at) {
@@ -176,6 +182,17 @@ impl Last {
         }
     }
 
+    /// What a clock said that was set back since must not put anything off.
+    fn set_back(&mut self, now: Timestamp) {
+        let by = self.at.micros().saturating_sub(now.micros());
+        if by > 0 {
+            let earlier = |time: Timestamp| Timestamp::from_micros(time.micros() - by);
+            self.at = now;
+            self.round.oldest = self.round.oldest.map(|oldest| oldest.min(now));
+            self.round.due_at = self.round.due_at.map(earlier);
+        }
+    }
+
     /// When the next round is due; in the past: now. `new`: uploads since the last round began, the
     /// first of them seen at `new_since`.
     fn next(
@@ -187,6 +204,9 @@ impl Last {
         let checked = later(self.at, check_interval);
         if let Some(pause) = self.pause {
             return Some(later(self.at, pause));
+        }
+        if self.round.is_cut {
+            return Some(self.at);
         }
         let left = self.round.uploads;
         let waiting = usize::try_from(new)
@@ -255,6 +275,47 @@ mod tests {
         check(3, 900, None, 0, None);
         check(0, 0, Some(90_000), 0, Some(90_000));
         check(0, 0, Some(1200), 0, Some(4600));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_puts_nothing_off() {
+        let mut last = Last {
+            at: at(1_000_000),
+            round: Round {
+                uploads: 60,
+                oldest: Some(at(999_900)),
+                due_at: Some(at(1_090_000)),
+                ..Round::default()
+            },
+            uploads: 0,
+            pause: None,
+        };
+        last.set_back(at(2_000_000));
+        assert_eq!(last.at, at(1_000_000));
+        last.set_back(at(1000));
+        let interval = Duration::from_secs(3600);
+        assert_eq!(last.next(0, None, interval), Some(at(1600)));
+        assert_eq!(last.next(4, Some(at(1100)), interval), Some(at(1000)));
+        last.round = Round {
+            due_at: last.round.due_at,
+            ..Round::default()
+        };
+        assert_eq!(last.next(0, None, interval), Some(at(91_000)));
+    }
+
+    #[test]
+    fn a_round_that_left_something_to_merge_is_followed_by_another_one_at_once() {
+        let last = Last {
+            at: at(1000),
+            round: Round {
+                is_cut: true,
+                ..Round::default()
+            },
+            uploads: 0,
+            pause: None,
+        };
+        let next = last.next(0, None, Duration::from_secs(3600));
+        assert_eq!(next, Some(at(1000)));
     }
 
     #[test]

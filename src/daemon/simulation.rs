@@ -11,6 +11,8 @@
 mod capture;
 mod database;
 mod day;
+mod forks;
+mod huge;
 mod machine;
 mod merger;
 mod reader;
@@ -136,12 +138,43 @@ fn after_ten_days_a_replica_has_thinned_out_and_grows_no_more() {
 
 #[test]
 fn a_daemon_killed_at_any_call_of_a_day_goes_on_without_a_wrong_point() {
+    kill_at_any_call(&|_| {});
+}
+
+#[test]
+fn a_daemon_killed_at_any_call_of_a_day_of_maintenance_goes_on_without_a_wrong_point() {
+    let mut world = World::new(1);
+    world.keep(day::KEEPING);
+    day::play(&mut world, None).unwrap_or_else(|wrong| panic!("{wrong}"));
+    for (verb, folder) in [
+        ("Put", "/wal/1/"),
+        ("Put", "/wal/2/"),
+        ("Put", "/snapshots/"),
+        ("Delete", "/wal/"),
+    ] {
+        let is_it = |line: &&String| line.contains(verb) && line.contains(folder);
+        let calls = world.trace.iter().filter(is_it).count();
+        assert!(calls > 1, "{calls} times {verb} in {folder}");
+    }
+    kill_at_any_call(&|world| world.keep(day::KEEPING));
+}
+
+#[test]
+fn a_daemon_killed_at_any_call_of_a_day_of_huge_transactions_goes_on_without_a_wrong_point() {
+    kill_at_any_call(&|world| world.ship(huge::FEW_PAGES));
+}
+
+/// How a world is made ready.
+type Prepare<'a> = &'a (dyn Fn(&mut World) + Sync);
+
+fn kill_at_any_call(prepare: Prepare) {
     if let Some(call) = number("SQLREPL_SEED") {
         show_log();
-        return kill_at(call).unwrap_or_else(|wrong| panic!("{wrong}"));
+        return kill_at(call, prepare).unwrap_or_else(|wrong| panic!("{wrong}"));
     }
     let calls = AtomicU64::new(0);
     let count = |world: &mut World| {
+        prepare(world);
         calls.store(day::play(world, None)?, Ordering::Relaxed);
         Ok(())
     };
@@ -149,14 +182,18 @@ fn a_daemon_killed_at_any_call_of_a_day_goes_on_without_a_wrong_point() {
     let calls = calls.into_inner();
     assert!(calls > 50, "a day of {calls} calls");
     on_all_cores(calls, &|call| {
-        kill_at(call).map_err(|wrong| format!("{wrong} (SQLREPL_SEED={call})"))
+        let killed = kill_at(call, prepare);
+        killed.map_err(|wrong| format!("{wrong} (SQLREPL_SEED={call})"))
     });
 }
 
 /// Plays the day once for each way in which this call may end.
-fn kill_at(call: u64) -> Result<(), Wrong> {
+fn kill_at(call: u64, prepare: Prepare) -> Result<(), Wrong> {
     for end in day::ENDS {
-        let play = |world: &mut World| day::play(world, Some((call, end))).map(drop);
+        let play = |world: &mut World| {
+            prepare(world);
+            day::play(world, Some((call, end))).map(drop)
+        };
         play_one(1, &play).map_err(|wrong| format!("{wrong} ({end:?} at call {call})"))?;
     }
     Ok(())

@@ -53,8 +53,9 @@
 //!
 //! In a segment `since` is `first`. In a snapshot `first` and `last` are its txid, in a part
 //! `first`, `last` and `since` are the same. Only snapshots and parts are exact, and then `since`
-//! is `last`; only segments are thinned, have a level, a previous hash and, above level 0, a last
-//! input.
+//! is `last`; only segments are thinned, have a level and a previous hash. A segment above level 0
+//! has a last input: the hash that the level-0 segment behind it carries as its previous one. A
+//! snapshot that was made from segments may have it too, and has zeros where it is not known.
 //!
 //! A later container version keeps magic, version, and the checksum at the end of 256 bytes.
 //!
@@ -234,7 +235,7 @@ impl Kind {
 }
 
 /// The generation that another one goes on from, and the last txid that both share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Parent {
     /// The older generation.
     pub generation: GenerationId,
@@ -435,8 +436,8 @@ impl Header {
                 "only segments have a previous one",
             ),
             (
-                self.level > 0 || self.last_input == zeros,
-                "only merged segments have inputs",
+                self.level > 0 || self.kind == Kind::Snapshot || self.last_input == zeros,
+                "only merged segments and snapshots have inputs",
             ),
         ];
         rules
@@ -1107,6 +1108,8 @@ pub struct Written {
     pub object_id: ObjectId,
     /// Pages (versions) stored.
     pub slots: u32,
+    /// Stored bytes of the pages.
+    pub block_bytes: u64,
 }
 
 #[cfg(test)]

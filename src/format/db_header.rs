@@ -13,6 +13,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::ids::PageSize;
+use bytes::Bytes;
 
 /// Size of the header, bytes.
 pub const DB_HEADER_BYTES: usize = 100;
@@ -91,9 +92,29 @@ impl DbHeader {
     }
 }
 
+/// The bytes of a database from `offset` as a moment is served to SQLite: bytes 18 and 19 of page 1
+/// say that the journal is a rollback journal. With those of WAL mode SQLite wants a `-wal` and
+/// `-shm` that a read-only place cannot hold, and refuses the file (fileformat2, "File format
+/// version numbers").
+pub fn served(offset: u64, bytes: Bytes) -> Bytes {
+    const ROLLBACK: [(u64, u8); 2] = [(18, 1), (19, 1)];
+    let end = offset + bytes.len() as u64;
+    if offset > ROLLBACK[1].0 || end <= ROLLBACK[0].0 {
+        return bytes;
+    }
+    let mut bytes = bytes.to_vec();
+    for (at, byte) in ROLLBACK {
+        if (offset..end).contains(&at) {
+            bytes[usize::try_from(at - offset).expect("at most 19")] = byte;
+        }
+    }
+    bytes.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Write as _;
 
     fn header(page_size: u16, version: u32) -> [u8; DB_HEADER_BYTES] {
         let mut bytes = [0; DB_HEADER_BYTES];
@@ -165,5 +186,41 @@ mod tests {
         check(3_051_002, true);
         check(3_051_003, false);
         check(3_054_001, false);
+    }
+
+    #[test]
+    fn only_bytes_18_and_19_of_the_file_are_served_as_others() {
+        let stored = Bytes::from(vec![7; 64]);
+        let mut seen = String::new();
+        for (offset, length) in [
+            (0, 64),
+            (0, 18),
+            (0, 19),
+            (18, 1),
+            (19, 1),
+            (19, 9),
+            (20, 9),
+            (512, 64),
+        ] {
+            let bytes = served(offset, stored.slice(..length));
+            assert_eq!(bytes.len(), length);
+            let changed: Vec<u64> = (offset..)
+                .zip(bytes.iter())
+                .filter(|(_, byte)| **byte != 7)
+                .map(|(at, byte)| at * 10 + u64::from(*byte))
+                .collect();
+            writeln!(seen, "{offset}+{length}: {changed:?}").unwrap();
+        }
+        let expect = "\
+0+64: [181, 191]
+0+18: []
+0+19: [181]
+18+1: [181]
+19+1: [191]
+19+9: [191]
+20+9: []
+512+64: []
+";
+        assert_eq!(seen, expect);
     }
 }

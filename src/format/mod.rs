@@ -35,6 +35,8 @@ pub mod interior;
 pub mod key;
 pub mod moment;
 mod object;
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod segment;
 pub mod snapshot;
 mod varint;

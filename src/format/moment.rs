@@ -1,5 +1,5 @@
-//! The words with which a user names a moment: one parser for mount names, `--timestamp` and
-//! `--txid`.
+//! The words with which a user names a moment: one parser for mount names, `--timestamp`, `--txid`
+//! and what stands behind the `@` of `app@5m-ago`.
 //!
 //! | form | means |
 //! | --- | --- |
@@ -80,10 +80,41 @@ impl Moment {
         }
     }
 
+    /// Parses a time or a txid, whichever it is. Ten digits are seconds since 1970, also without
+    /// their `@`, and eight are a day: a txid of so many is one with all its 16 digits.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn parse(text: &str, now: Timestamp) -> Result<Self> {
+        if is_spelled_as_time(text) {
+            return Self::parse_time(text, now);
+        }
+        if is_seconds(text) {
+            return Self::parse_time(&format!("@{text}"), now);
+        }
+        Self::parse_txid(text).map_err(|_| {
+            Error::invalid(format!(
+                "{text:?} is neither a time nor a txid: say a time such as 2024-01-01T10:30:00Z, \
+                 2024-01-01, 5m-ago or latest, or a txid such as 1c"
+            ))
+        })
+    }
+
     /// True if the words mean another moment later on (`now`, `5m-ago`, `yesterday`).
     pub fn is_relative(text: &str) -> bool {
         Relative::parse(text).is_some()
     }
+}
+
+/// True for what has the form of a time, be there such a time or not.
+fn is_spelled_as_time(text: &str) -> bool {
+    text.starts_with('@') || Relative::parse(text).is_some() || Spelled::parse(text).is_some()
+}
+
+/// True for ten digits, of the years 2001 to 2286, and perhaps a fraction.
+fn is_seconds(text: &str) -> bool {
+    let seconds = text.split_once('.').map_or(text, |(seconds, _)| seconds);
+    seconds.len() == 10 && !seconds.starts_with('0') && all_digits(seconds).is_some()
 }
 
 fn no_moment(text: &str) -> Error {

@@ -11,6 +11,7 @@ use crate::format::container::{
 };
 use std::io::{Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 /// zstd's level: what the ratios in the design were measured with.
@@ -25,7 +26,6 @@ pub(super) struct ObjectWriter<W> {
     hasher: blake3::Hasher,
     blocks: BlockTable,
     directory: Vec<SectionRef>,
-    compressor: zstd::bulk::Compressor<'static>,
     compressed: Vec<u8>,
 }
 
@@ -40,7 +40,6 @@ impl<W: Write + Seek> ObjectWriter<W> {
             hasher: blake3::Hasher::new(),
             blocks: BlockTable::default(),
             directory: Vec::new(),
-            compressor: zstd::bulk::Compressor::new(LEVEL).map_err(write_failed)?,
             compressed: Vec::new(),
         })
     }
@@ -80,12 +79,7 @@ impl<W: Write + Seek> ObjectWriter<W> {
 
     /// `raw` as one zstd frame.
     pub(super) fn compress(&mut self, raw: &[u8]) -> Result<&[u8]> {
-        self.compressed.clear();
-        self.compressed
-            .reserve(zstd::zstd_safe::compress_bound(raw.len()));
-        self.compressor
-            .compress_to_buffer(raw, &mut self.compressed)
-            .map_err(write_failed)?;
+        compress_into(raw, &mut self.compressed).map_err(write_failed)?;
         Ok(&self.compressed)
     }
 
@@ -172,6 +166,7 @@ impl<W: Write + Seek> ObjectWriter<W> {
             hash,
             object_id: header.object_id,
             slots: self.blocks.slots(),
+            block_bytes: self.blocks.end().saturating_sub(BLOCKS_START),
         };
         Ok((self.out, written))
     }
@@ -211,28 +206,76 @@ impl<W: Write + Seek> OpenSection<'_, W> {
     }
 }
 
-/// A zstd encoder for a section of known raw length, whose output is taken piece by piece.
-pub(super) struct SectionEncoder(zstd::stream::write::Encoder<'static, Vec<u8>>);
+/// Fills a buffer with one zstd frame.
+fn compress_into(raw: &[u8], frame: &mut Vec<u8>) -> std::io::Result<()> {
+    /// A new one takes a megabyte, and costs more than all else of a small segment.
+    static IDLE: Mutex<Vec<zstd::bulk::Compressor<'static>>> = Mutex::new(Vec::new());
+    const IDLE_MAX: usize = 2;
+    // One is taken or put back whole, whoever panicked.
+    let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let kept = idle().pop();
+    let mut compressor = match kept {
+        Some(compressor) => compressor,
+        None => zstd::bulk::Compressor::new(LEVEL)?,
+    };
+    frame.clear();
+    frame.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+    compressor.compress_to_buffer(raw, frame)?;
+    let mut idle = idle();
+    if idle.len() < IDLE_MAX {
+        idle.push(compressor);
+    }
+    Ok(())
+}
+
+/// Compresses a section of known raw length, piece by piece.
+pub(super) enum SectionEncoder {
+    /// All that came so far of what is small.
+    Small(Vec<u8>),
+    /// What is large, whose output is taken piece by piece.
+    Large(zstd::stream::write::Encoder<'static, Vec<u8>>),
+}
 
 impl SectionEncoder {
+    /// Sections of up to so many raw bytes are compressed in one step.
+    const SMALL: u64 = 64 * 1024;
+
     pub(super) fn new(raw_length: u64) -> Result<Self> {
-        let mut encoder =
-            zstd::stream::write::Encoder::new(Vec::new(), LEVEL).map_err(write_failed)?;
+        if raw_length <= Self::SMALL {
+            return Ok(Self::Small(Vec::new()));
+        }
+        let encoder = zstd::stream::write::Encoder::new(Vec::new(), LEVEL);
+        let mut encoder = encoder.map_err(write_failed)?;
         encoder
             .set_pledged_src_size(Some(raw_length))
             .map_err(write_failed)?;
-        Ok(Self(encoder))
+        Ok(Self::Large(encoder))
     }
 
-    /// Compresses `raw` and appends to `spill` what came of it so far.
+    /// Takes the next bytes of the section and appends to `spill` what came of all so far.
     pub(super) fn write(&mut self, raw: &[u8], spill: &mut Spill) -> Result<()> {
-        self.0.write_all(raw).map_err(write_failed)?;
-        let stored = std::mem::take(self.0.get_mut());
-        spill.append(&stored)
+        match self {
+            Self::Small(all) => {
+                all.extend_from_slice(raw);
+                Ok(())
+            }
+            Self::Large(encoder) => {
+                encoder.write_all(raw).map_err(write_failed)?;
+                let stored = std::mem::take(encoder.get_mut());
+                spill.append(&stored)
+            }
+        }
     }
 
     pub(super) fn finish(self, spill: &mut Spill) -> Result<()> {
-        spill.append(&self.0.finish().map_err(write_failed)?)
+        match self {
+            Self::Small(all) => {
+                let mut stored = Vec::new();
+                compress_into(&all, &mut stored).map_err(write_failed)?;
+                spill.append(&stored)
+            }
+            Self::Large(encoder) => spill.append(&encoder.finish().map_err(write_failed)?),
+        }
     }
 }
 
@@ -298,4 +341,32 @@ fn write_failed(error: std::io::Error) -> Error {
 
 pub(super) fn scratch_failed(error: std::io::Error) -> Error {
     Error::disk("keep what an object needs last in a scratch file", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::sample::scratch;
+
+    #[test]
+    fn a_section_in_pieces_is_one_frame_however_large_it_is() {
+        for length in [
+            0,
+            1,
+            SectionEncoder::SMALL,
+            SectionEncoder::SMALL + 1,
+            1 << 20,
+        ] {
+            let raw: Vec<u8> = (0..length).map(|at| ((at * at) >> 8) as u8).collect();
+            let mut spill = Spill::new(scratch().unwrap());
+            let mut encoder = SectionEncoder::new(length).unwrap();
+            for piece in raw.chunks(10_000) {
+                encoder.write(piece, &mut spill).unwrap();
+            }
+            encoder.finish(&mut spill).unwrap();
+            let mut stored = vec![0; spill.len() as usize];
+            spill.read_at(0, &mut stored).unwrap();
+            assert_eq!(zstd::bulk::decompress(&stored, raw.len()).unwrap(), raw);
+        }
+    }
 }

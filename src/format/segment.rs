@@ -46,7 +46,7 @@
 //! | previous | 32 or 0 bytes | its previous hash, unless bit 0 is set |
 //!
 //! `SnapshotKey`: the key below the replica, UTF-8, of the snapshot that holds the pages of the
-//! segment's one transaction.
+//! segment's one transaction. The segment is stored before that snapshot is.
 
 use crate::error::{Error, Result};
 use crate::format::container::{
@@ -85,6 +85,21 @@ pub struct TimelineEntry {
     pub pages: u32,
     /// The smallest size since the entry before, pages.
     pub min_pages: u32,
+}
+
+impl TimelineEntry {
+    /// A transaction whose time is known and whose pages lie in the segment, and which was not
+    /// smaller in between.
+    pub fn new(txid: Txid, time: Timestamp, pages: u32) -> Self {
+        Self {
+            txid,
+            time,
+            upper_bound: false,
+            in_snapshot: false,
+            pages,
+            min_pages: pages,
+        }
+    }
 }
 
 /// A level-0 object before this one, with what a reader needs of it.

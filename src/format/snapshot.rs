@@ -714,13 +714,14 @@ impl<W: Write + Seek> SnapshotWriter<W> {
         assert_eq!(entry.pages, map.pages, "the size of the database");
         self.check_map(map);
         self.end_block()?;
+        self.write_hashes()?;
+        let leaves = self.write_leaves(map.leaves)?;
+        // What is read at open lies together at the end.
         if let Some(interior) = interior
             && let Some(section) = interior.section(&mut self.object)?
         {
             self.object.section(SectionKind::InteriorPages, &section)?;
         }
-        self.write_hashes()?;
-        let leaves = self.write_leaves(map.leaves)?;
         self.write_index()?;
         let timeline = encode_timeline_section(header, &[entry]);
         self.object.section(SectionKind::Timeline, &timeline)?;

@@ -9,6 +9,7 @@ use crate::maintain::segment::OpenSegment;
 use crate::maintain::versions::{Keep, Versions};
 use crate::storage::Store;
 use crate::storage::blocking::blocking;
+use crate::storage::durable::scratch_in;
 use crate::storage::object::{StoredObject, get_exactly};
 use std::io::{BufReader, Cursor, Read, Seek, Write};
 use std::path::Path;
@@ -31,17 +32,23 @@ pub async fn account(
     inputs: &[(String, u64)],
     output: &(String, u64),
 ) -> Result<()> {
-    let output = Hashed::open(store, scratch, output).await?;
+    let read = format!("read {}/{}", store.location(), output.0);
+    let mut output = Hashed::open(store, scratch, output).await?;
     let mut opened = Vec::new();
     for input in inputs {
-        opened.push(Hashed::open(store, scratch, input).await?);
+        let mut input = Hashed::open(store, scratch, input).await?;
+        let compared = blocking(move || {
+            compare_ranges(&input.segment, &output.segment)?;
+            compare_timelines(&input.segment, &output.segment)?;
+            // Of many inputs they would take more than all else.
+            input.segment.timeline = Vec::new();
+            Ok((input, output))
+        });
+        (input, output) = compared.await.map_err(|e| e.context(&read))?;
+        opened.push(input);
     }
-    let keys = (
-        output.segment.object.key.clone(),
-        store.location().to_owned(),
-    );
-    let compared = blocking(move || compare(opened, output)).await;
-    compared.map_err(|e| e.context(format!("read {}/{}", keys.1, keys.0)))
+    let compared = blocking(move || compare_versions(opened, output)).await;
+    compared.map_err(|e| e.context(read))
 }
 
 /// A segment with the hashes of its versions, in the order of the slots.
@@ -79,7 +86,7 @@ async fn hashes(
     };
     let failed = |e| Error::disk(format!("keep page hashes in {}", scratch.display()), e);
     let mut file = match section.length > IN_MEMORY {
-        true => Some(tempfile::tempfile_in(scratch).map_err(failed)?),
+        true => Some(scratch_in(scratch)().map_err(failed)?),
         false => None,
     };
     let (mut memory, mut checksum, mut at) = (Vec::new(), Xxh3Default::new(), 0);
@@ -110,16 +117,13 @@ async fn hashes(
     })
 }
 
-fn compare(mut inputs: Vec<Hashed>, mut output: Hashed) -> Result<()> {
-    let points: Vec<Txid> = output.segment.timeline.iter().map(|e| e.txid).collect();
-    for input in &inputs {
-        compare_ranges(&input.segment, &output.segment)?;
-        compare_timelines(&input.segment, &output.segment)?;
-    }
+fn compare_versions(mut inputs: Vec<Hashed>, mut output: Hashed) -> Result<()> {
+    let timeline = std::mem::take(&mut output.segment.timeline);
     let keep = match output.segment.header().thinned {
-        true => Keep::SeenBy(points.into()),
+        true => Keep::SeenBy(timeline.iter().map(|entry| entry.txid).collect()),
         false => Keep::All,
     };
+    drop(timeline);
     let listed = inputs.iter().map(|i| i.segment.listed(i.segment.range()));
     let mut versions = Versions::new(listed.collect())?;
     let mut there = output.next_version()?;

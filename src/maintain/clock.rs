@@ -10,6 +10,8 @@ const APART: Duration = Duration::from_secs(300);
 const JUMP: Duration = Duration::from_secs(3600);
 /// After such a jump nothing is deleted for so long.
 const HOLD: Duration = Duration::from_secs(24 * 3600);
+/// A machine may be switched off for so long: then a jump does not begin the wait anew.
+const AWAY: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// What the clocks of this machine said at the last look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,10 +58,13 @@ pub fn judge(
         return (Now::At(clock), look);
     };
     // After a reboot the time since boot is the least that passed.
-    let passed = uptime.checked_sub(last.uptime).unwrap_or(uptime);
+    let since = uptime.checked_sub(last.uptime);
+    let passed = since.unwrap_or(uptime);
     let advanced = clock.micros().saturating_sub(last.clock.micros()).max(0);
     let jump = Duration::from_micros(advanced.unsigned_abs()).saturating_sub(passed);
-    look.hold = match jump > JUMP {
+    // A machine that is switched off each night would hold for ever if each start began anew.
+    let goes_on = since.is_none() && jump < AWAY && !last.hold.is_zero();
+    look.hold = match jump > JUMP && !goes_on {
         true => HOLD,
         false => last.hold.saturating_sub(passed),
     };
@@ -125,6 +130,27 @@ mod tests {
     fn a_reboot_counts_as_the_time_since_it() {
         check(&[(5, 90, None, true), (7, 1, None, true)]);
         check(&[(5, 90, None, true), (9, 1, None, false)]);
+    }
+
+    #[test]
+    fn a_machine_that_is_switched_off_each_night_holds_for_a_day_that_it_runs() {
+        // Twelve hours on, twelve off.
+        check(&[
+            (8, 1, None, true),
+            (20, 13, None, true),
+            (32, 1, None, false),
+            (44, 13, None, false),
+            (56, 1, None, false),
+            (68, 13, None, true),
+            (80, 1, None, false),
+        ]);
+        // Or its clock is wrong.
+        check(&[
+            (5, 90, None, true),
+            (20, 1, None, false),
+            (20 + 24 * 365, 1, None, false),
+            (44 + 24 * 365, 24, None, false),
+        ]);
     }
 
     #[test]

@@ -8,19 +8,21 @@
 pub mod asked;
 
 use crate::config::settings::Retention;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::format::ids::{GenerationId, Timestamp, Txid};
 use crate::format::key::{GENERATIONS, Key, ObjectKey};
 use crate::maintain::account::account;
 use crate::maintain::clock::{self, LastLook, Now};
-use crate::maintain::later::{self, Place, Taken};
+use crate::maintain::later::{self, Taken};
 use crate::maintain::look::{Insides, Wanted};
 use crate::maintain::merge::{Merge, Merged, merge};
-use crate::maintain::retain::{Decision, Deletion, Limits, Why, retain};
+use crate::maintain::retain::{Decision, Deletion, Limits, Why, retain, waves};
 use crate::maintain::rules;
+use crate::maintain::segment;
 use crate::maintain::standing::Line;
 use crate::maintain::survey::Survey;
 use crate::maintain::workshop::Workshop;
+use crate::storage::Listed;
 use crate::storage::blocking::blocking;
 use crate::storage::catalog::Catalog;
 use crate::storage::durable::{read_if_there, replace_file};
@@ -28,6 +30,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Merges of one round at most, but for those before a snapshot.
+const MERGES_MAX: usize = 32;
 
 /// How a replica is kept.
 #[derive(Clone, Debug)]
@@ -66,6 +71,8 @@ pub struct Round {
     pub oldest: Option<Timestamp>,
     /// When something falls due by time alone.
     pub due_at: Option<Timestamp>,
+    /// There is more to merge: other replicas have their turn before.
+    pub is_cut: bool,
 }
 
 /// What is remembered between two runs.
@@ -89,8 +96,8 @@ pub struct Keeper {
     stranger: Option<String>,
     /// By output: the segments that it was found to account for.
     accounted: HashMap<(String, u64), HashSet<String>>,
-    /// Merges that cannot be done, by their first input.
-    stuck: HashSet<String>,
+    /// Segments that cannot be merged, by key.
+    damaged: HashSet<String>,
     /// By generation: how many bytes of segments there were when a snapshot was found not to be
     /// worth it.
     refused: HashMap<GenerationId, u64>,
@@ -134,7 +141,7 @@ impl Keeper {
             known: None,
             stranger: None,
             accounted: HashMap::new(),
-            stuck: HashSet::new(),
+            damaged: HashSet::new(),
             refused: HashMap::new(),
         })
     }
@@ -147,16 +154,25 @@ impl Keeper {
     pub async fn round(&mut self, behalf: Behalf) -> Result<Round> {
         let mut round = Round::default();
         self.stranger = None;
+        // A copy that is kept here may be what is damaged.
+        let damaged = self.insides.forget_damaged();
+        if let Some(kept) = &self.workshop.kept {
+            kept.forget(damaged.iter().map(String::as_str));
+        }
         let mut looked = self.look(behalf).await?;
-        if !leads(&looked.catalog, behalf, self.now().0) {
+        if !self.leads(&looked, behalf) {
             return Ok(round);
         }
         while let Some(next) = self.next_merge(&looked.survey) {
+            if round.merges == MERGES_MAX {
+                round.is_cut = true;
+                return Ok(round);
+            }
             let made = self.merge(&next).await?;
             round.merges += usize::from(made);
             looked = self.look(behalf).await?;
         }
-        match self.snapshot_if_due(&looked, behalf).await {
+        match self.snapshot_if_due(&mut looked, behalf).await {
             // What is damaged keeps nothing else from being done.
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 tracing::error!("no snapshot is taken: {e}");
@@ -166,11 +182,13 @@ impl Keeper {
         if round.snapshot.is_some() {
             looked = self.look(behalf).await?;
         }
-        if !leads(&looked.catalog, behalf, self.now().0) {
+        if !self.leads(&looked, behalf) {
             return Ok(round);
         }
         (round.deleted, round.due_at) = self.retain(&looked, behalf).await?;
-        (round.uploads, round.oldest) = waiting(&looked.survey);
+        let snapshot = self.snapshot_due_at(&looked.survey, behalf);
+        round.due_at = round.due_at.into_iter().chain(snapshot).min();
+        (round.uploads, round.oldest) = self.waiting(&looked.survey);
         Ok(round)
     }
 
@@ -181,12 +199,21 @@ impl Keeper {
         (store.unwrap_or(clock), store)
     }
 
+    /// As the function, and says so if somebody does.
+    fn leads(&self, looked: &Looked, behalf: Behalf) -> bool {
+        let leads = leads(&looked.catalog, behalf, self.now().1, looked.added);
+        if !leads {
+            tracing::debug!("nothing is done: another writer's generation is above ours");
+        }
+        leads
+    }
+
     /// One listing, and what has to be read for it.
     async fn look(&mut self, behalf: Behalf) -> Result<Looked> {
         let listed = self.workshop.store.list(GENERATIONS, None).await?;
         let keys: HashSet<String> = listed.iter().map(|object| object.key.clone()).collect();
         let is_known = |key: &String| {
-            self.known.as_ref().is_some_and(|known| known.contains(key)) || is_of(behalf, key)
+            self.known.as_ref().is_some_and(|known| known.contains(key)) || is_expected(behalf, key)
         };
         let mut keys_listed = listed.iter().map(|o| &o.key);
         let stranger = keys_listed.find(|key| !is_known(key)).cloned();
@@ -218,30 +245,40 @@ impl Keeper {
     fn next_merge(&self, survey: &Survey) -> Option<Merge> {
         let now = self.now().0;
         survey.generations.keys().rev().find_map(|&id| {
-            let line = Line::new(survey, id)?;
+            let line = self.line(survey, id)?;
             let planned = rules::next_merge(&line.segments, &line.snapshots, now)?;
-            let merge = line.merge(&planned);
-            (!self.is_known_stuck(&merge)).then_some(merge)
+            Some(line.merge(&planned))
         })
     }
 
-    /// Merges, and makes sure of the output. False if that cannot be done.
+    fn line<'a>(&self, survey: &'a Survey, id: GenerationId) -> Option<Line<'a>> {
+        Line::new(survey, id, &self.damaged)
+    }
+
+    /// Merges, and makes sure of the output. False if that cannot be done: then some of the inputs
+    /// stay as they are from now on.
     async fn merge(&mut self, merge: &Merge) -> Result<bool> {
-        match self.try_to_merge(merge).await {
-            // What is kept here may be damaged: what is stored counts.
-            Err(e) if e.kind() == ErrorKind::Corrupt && self.forget_kept(merge) => {
-                tracing::warn!("{e}; trying again with what is stored");
-                match self.try_to_merge(merge).await {
-                    Err(e) if e.kind() == ErrorKind::Corrupt => Ok(self.is_stuck(merge, &e)),
-                    merged => merged,
-                }
+        let mut merged = self.try_to_merge(merge).await;
+        // What is kept here may be damaged: what is stored counts.
+        if let Err(e) = &merged
+            && e.kind() == ErrorKind::Corrupt
+            && self.forget_kept(merge)
+        {
+            tracing::warn!("{e}; trying again with what is stored");
+            merged = self.try_to_merge(merge).await;
+        }
+        match merged {
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                tracing::error!("segments stay as they are: {e}");
+                let damaged = damaged_among(&self.workshop, &merge.inputs).await?;
+                self.damaged.extend(damaged);
+                Ok(false)
             }
-            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(self.is_stuck(merge, &e)),
-            merged => merged,
+            merged => merged.map(|()| true),
         }
     }
 
-    async fn try_to_merge(&mut self, asked: &Merge) -> Result<bool> {
+    async fn try_to_merge(&mut self, asked: &Merge) -> Result<()> {
         let Merged { key, length, file } = merge(&self.workshop, asked).await?;
         tracing::debug!("{} segments merged into {key}", asked.inputs.len());
         let output = (key, length);
@@ -251,7 +288,7 @@ impl Keeper {
         {
             // Readers would take it for what it was made from.
             self.workshop.store.delete(&[output.0]).await?;
-            return accounted.map(|()| true);
+            return accounted;
         }
         accounted?;
         let keys = asked.inputs.iter().map(|(key, _)| key.as_str());
@@ -261,7 +298,7 @@ impl Keeper {
         self.note_made(output.0.clone());
         // Only now: it was to be read back from the store.
         self.workshop.keep(output.0, file).await;
-        Ok(true)
+        Ok(())
     }
 
     fn note_made(&mut self, key: String) {
@@ -288,15 +325,13 @@ impl Keeper {
         were
     }
 
-    fn is_stuck(&mut self, merge: &Merge, error: &Error) -> bool {
-        tracing::error!("segments stay as they are: {error}");
-        self.stuck.insert(merge.inputs[0].0.clone());
-        false
-    }
-
-    async fn snapshot_if_due(&mut self, looked: &Looked, behalf: Behalf) -> Result<Option<Taken>> {
+    async fn snapshot_if_due(
+        &mut self,
+        looked: &mut Looked,
+        behalf: Behalf,
+    ) -> Result<Option<Taken>> {
         match self.due_snapshot(looked, behalf).await? {
-            Some(generation) => self.close_and_take(generation, behalf).await,
+            Some(generation) => self.close_and_take(looked, generation, behalf).await,
             None => Ok(None),
         }
     }
@@ -308,9 +343,7 @@ impl Keeper {
         behalf: Behalf,
     ) -> Result<Option<GenerationId>> {
         let interval = self.settings.snapshot_interval;
-        // One that the writer gave up gets none any more.
-        let is_written = |id| !matches!(behalf, Behalf::Writer(ours, _) if ours != id);
-        let Some((id, line)) = newest(&looked.survey).filter(|(id, _)| is_written(*id)) else {
+        let Some((id, line)) = self.written(&looked.survey, behalf) else {
             return Ok(None);
         };
         let mut since = line.since(self.now().0);
@@ -318,30 +351,56 @@ impl Keeper {
         let has_grown = since.segment_bytes > refused + refused / 4;
         if has_grown
             && rules::may_be_due(&since, interval)
-            && let Some(later) = line.later(Place::Later)
+            && let Some(later) = line.later(line.last())
         {
             let bytes = later::changed_bytes(&self.workshop, &later).await?;
             since.snapshot_bytes = Some(line.cost(bytes));
+        }
+        let is_due = rules::is_due(&since, interval);
+        if !is_due && since.snapshot_bytes.is_some() {
             self.refused.insert(id, since.segment_bytes);
         }
-        Ok(rules::is_due(&since, interval).then_some(id))
+        Ok(is_due.then_some(id))
+    }
+
+    /// When a snapshot falls due by time alone.
+    fn snapshot_due_at(&self, survey: &Survey, behalf: Behalf) -> Option<Timestamp> {
+        let (_, line) = self.written(survey, behalf)?;
+        let has_changed = line.since(self.now().0).segment_bytes > 0;
+        let taken = line.base().listed.time;
+        has_changed.then(|| rules::later(taken, self.settings.snapshot_interval))
+    }
+
+    /// The highest generation that has a complete snapshot, unless the writer gave it up: then it
+    /// gets none any more.
+    fn written<'a>(&self, survey: &'a Survey, behalf: Behalf) -> Option<(GenerationId, Line<'a>)> {
+        let newest = self.newest(survey)?;
+        let is_written = !matches!(behalf, Behalf::Writer(ours, _) if ours != newest.0);
+        is_written.then_some(newest)
     }
 
     /// Merges what a snapshot ends, and takes it; `None` if nothing was committed since the last
     /// one.
-    async fn close_and_take(&mut self, id: GenerationId, behalf: Behalf) -> Result<Option<Taken>> {
+    async fn close_and_take(
+        &mut self,
+        looked: &mut Looked,
+        id: GenerationId,
+        behalf: Behalf,
+    ) -> Result<Option<Taken>> {
+        // What comes meanwhile lies behind the snapshot, or this would never end.
+        let Some(through) = self.line(&looked.survey, id).map(|line| line.last()) else {
+            return Ok(None);
+        };
         loop {
-            let looked = self.look(behalf).await?;
-            let Some(line) = Line::new(&looked.survey, id) else {
+            let Some(line) = self.line(&looked.survey, id) else {
                 return Ok(None);
             };
-            let closing = rules::next_closing(&line.segments, &line.snapshots);
-            let closing = closing.map(|planned| line.merge(&planned));
-            if let Some(merge) = closing.filter(|merge| !self.is_known_stuck(merge)) {
+            if let Some(merge) = line.closing(through) {
                 self.merge(&merge).await?;
+                *looked = self.look(behalf).await?;
                 continue;
             }
-            let Some(later) = line.later(Place::Later) else {
+            let Some(later) = line.later(through) else {
                 return Ok(None);
             };
             let taken = later::take(&self.workshop, &later).await?;
@@ -358,8 +417,22 @@ impl Keeper {
         }
     }
 
-    fn is_known_stuck(&self, merge: &Merge) -> bool {
-        self.stuck.contains(&merge.inputs[0].0)
+    /// How many uploads wait to be merged in the highest generation, and when the oldest came.
+    fn waiting(&self, survey: &Survey) -> (usize, Option<Timestamp>) {
+        self.newest(survey).map_or((0, None), |(_, line)| {
+            let newest = line.segments.iter().rev();
+            let behind =
+                newest.take_while(|s| s.level == 0 && line.snapshots.iter().all(|t| *t < s.first));
+            let stored: Vec<Timestamp> = behind.map(|s| s.stored).collect();
+            (stored.len(), stored.into_iter().min())
+        })
+    }
+
+    /// The highest generation that has a complete snapshot.
+    fn newest<'a>(&self, survey: &'a Survey) -> Option<(GenerationId, Line<'a>)> {
+        let ids = survey.generations.keys().rev();
+        ids.copied()
+            .find_map(|id| Some((id, self.line(survey, id)?)))
     }
 
     /// What retention decides at a time.
@@ -424,7 +497,7 @@ impl Keeper {
 
     /// Deletes what has to go, as far as what is left holds it.
     async fn let_go(&mut self, looked: &Looked, decision: &Decision) -> Result<(usize, u64)> {
-        let sizes = segment_sizes(&looked.survey);
+        let sizes = looked.survey.all_sizes();
         let mut gone = Vec::new();
         for (output, inputs) in merged_into(&decision.deletions) {
             let Some(&size) = sizes.get(output.as_str()) else {
@@ -445,8 +518,8 @@ impl Keeper {
     /// Thins segments; how many.
     async fn rewrite(&mut self, looked: &Looked, decision: &Decision) -> Result<usize> {
         let mut rewritten = 0;
+        let sizes = looked.survey.all_sizes();
         for rewrite in &decision.rewrites {
-            let sizes = segment_sizes(&looked.survey);
             let Some(&size) = sizes.get(rewrite.key.as_str()) else {
                 continue;
             };
@@ -456,7 +529,7 @@ impl Keeper {
                 level: rewrite.level,
                 keep: Some(rewrite.keep.clone()),
             };
-            if !self.is_known_stuck(&thinned) {
+            if !self.damaged.contains(&rewrite.key) {
                 rewritten += usize::from(self.merge(&thinned).await?);
             }
         }
@@ -483,8 +556,12 @@ impl Keeper {
         for deletion in &gone {
             tracing::debug!("delete {}: {}", deletion.key, deletion.why);
         }
-        let keys: Vec<String> = gone.iter().map(|deletion| deletion.key.clone()).collect();
-        self.workshop.store.delete(&keys).await?;
+        let mut keys: Vec<String> = Vec::new();
+        for wave in waves(gone) {
+            let these: Vec<String> = wave.into_iter().map(|deletion| deletion.key).collect();
+            self.workshop.store.delete(&these).await?;
+            keys.extend(these);
+        }
         let gone: HashSet<&str> = keys.iter().map(String::as_str).collect();
         self.accounted.retain(|(output, _), inputs| {
             inputs.retain(|input| !gone.contains(input.as_str()));
@@ -507,65 +584,63 @@ impl Keeper {
     }
 }
 
+/// Those that a plain reading of the keys alone finds damaged; all of them, if it finds none.
+async fn damaged_among(workshop: &Workshop, inputs: &[(String, u64)]) -> Result<Vec<String>> {
+    let mut damaged = Vec::new();
+    for (key, size) in inputs {
+        match segment::verify(&workshop.store, key, *size).await {
+            Err(e) if e.kind() == ErrorKind::Corrupt => damaged.push(key.clone()),
+            verified => verified?,
+        }
+    }
+    let all = inputs.iter().map(|(key, _)| key.clone());
+    Ok(match damaged.is_empty() {
+        true => all.collect(),
+        false => damaged,
+    })
+}
+
 /// Whether nobody else leads: another writer's generation above ours counts, unless it is an old
-/// claim with nothing under it.
-fn leads(catalog: &Catalog, behalf: Behalf, now: Timestamp) -> bool {
+/// claim with nothing under it, by the clock of the store. One that does not say the time tells how
+/// old things are by when something was `added` last.
+fn leads(
+    catalog: &Catalog,
+    behalf: Behalf,
+    now: Option<Timestamp>,
+    added: Option<Timestamp>,
+) -> bool {
     let Behalf::Writer(ours, _) = behalf else {
         return true;
     };
+    let now = now.or(added);
     let above = catalog.generations.iter().filter(|(id, _)| **id > ours);
     let mut above = above.map(|(_, listing)| {
         let is_bare =
             listing.snapshots.is_empty() && listing.parts.is_empty() && listing.segments.is_empty();
-        let claimed = listing.claim.as_ref();
-        is_bare && claimed.is_some_and(|c| rules::later(c.modified, BARE_CLAIM) < now)
+        let claim = listing.claim.as_ref();
+        let is_old = |claim: &Listed| Some(rules::later(claim.modified, BARE_CLAIM)) < now;
+        is_bare && claim.is_some_and(is_old)
     });
     above.all(|is_old| is_old)
 }
 
 /// A higher claim with nothing stored under it counts for so long.
-const BARE_CLAIM: Duration = Duration::from_secs(24 * 3600);
+pub const BARE_CLAIM: Duration = Duration::from_secs(24 * 3600);
 
-/// Whether the writer itself stored such an object: its claim, its first snapshot, its uploads.
-fn is_of(behalf: Behalf, key: &str) -> bool {
+/// Whether the writer itself stored such an object: its claim, its first snapshot, its uploads; or
+/// one that it has superseded uploaded it. Of what that one uploads only a mark names anything, and
+/// the snapshot that it names is a stranger.
+fn is_expected(behalf: Behalf, key: &str) -> bool {
     let Behalf::Writer(ours, last) = behalf else {
         return false;
     };
-    Key::parse(key).is_some_and(|key| {
-        key.generation == ours
-            && match key.object {
-                ObjectKey::Claim | ObjectKey::Part { .. } => true,
-                ObjectKey::Snapshot { txid, .. } => txid <= last,
-                // What another writer uploads here the uploader meets itself.
-                ObjectKey::Upload { .. } => true,
-                ObjectKey::Merged { .. } => false,
-            }
+    Key::parse(key).is_some_and(|key| match key.object {
+        // What another writer uploads in our generation the uploader meets itself.
+        ObjectKey::Upload { .. } => key.generation <= ours,
+        ObjectKey::Claim | ObjectKey::Part { .. } => key.generation == ours,
+        ObjectKey::Snapshot { txid, .. } => key.generation == ours && txid <= last,
+        ObjectKey::Merged { .. } => false,
     })
-}
-
-/// How many uploads wait to be merged in the highest generation, and when the oldest was stored.
-fn waiting(survey: &Survey) -> (usize, Option<Timestamp>) {
-    newest(survey).map_or((0, None), |(_, line)| {
-        let newest = line.segments.iter().rev();
-        let behind =
-            newest.take_while(|s| s.level == 0 && line.snapshots.iter().all(|t| *t < s.first));
-        let stored: Vec<Timestamp> = behind.map(|s| s.stored).collect();
-        (stored.len(), stored.into_iter().min())
-    })
-}
-
-/// The highest generation that has a complete snapshot.
-fn newest(survey: &Survey) -> Option<(GenerationId, Line<'_>)> {
-    let ids = survey.generations.keys().rev();
-    ids.copied()
-        .find_map(|id| Some((id, Line::new(survey, id)?)))
-}
-
-/// The lengths of all segments, by key.
-fn segment_sizes(survey: &Survey) -> HashMap<&str, u64> {
-    let segments = survey.generations.values().flat_map(|g| &g.segments);
-    let objects = segments.map(|segment| &segment.listed.object);
-    objects.map(|o| (o.key.as_str(), o.size)).collect()
 }
 
 /// The segments that others hold, by these.
@@ -578,4 +653,72 @@ fn merged_into(deletions: &[Deletion]) -> BTreeMap<String, Vec<Deletion>> {
         }
     }
     merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 3_600_000_000;
+    const OURS: &str = "00000002-0000000a";
+    const ABOVE: &str = "00000003-0000000b";
+
+    fn at(hour: i64) -> Timestamp {
+        Timestamp::from_micros(hour * HOUR)
+    }
+
+    /// Whether the writer of generation 2 leads beside these objects, each with the hour when it
+    /// was stored.
+    #[track_caller]
+    fn check(objects: &[(&str, &str, i64)], now: Option<i64>, expect: bool) {
+        let listed = objects.iter().map(|(generation, name, hour)| Listed {
+            key: format!("{GENERATIONS}{generation}/{name}"),
+            size: 100,
+            modified: at(*hour),
+        });
+        let catalog = Catalog::new(listed.collect());
+        let added = objects.iter().map(|(_, _, hour)| at(*hour)).max();
+        let behalf = Behalf::Writer(OURS.parse().unwrap(), Txid::FIRST);
+        assert_eq!(leads(&catalog, behalf, now.map(at), added), expect);
+        assert!(leads(&catalog, Behalf::Nobody, now.map(at), added));
+    }
+
+    #[test]
+    fn a_bare_claim_above_counts_for_a_day_by_the_clock_of_the_store() {
+        let claims = [(OURS, "claim", 1), (ABOVE, "claim", 10)];
+        check(&claims[..1], None, true);
+        check(&claims, None, false);
+        check(&claims, Some(34), false);
+        check(&claims, Some(35), true);
+        let uploaded = |hour| (OURS, "wal/0/0000000000000002.wal", hour);
+        check(&[claims[0], claims[1], uploaded(34)], None, false);
+        check(&[claims[0], claims[1], uploaded(35)], None, true);
+        check(&[claims[0], claims[1], uploaded(35)], Some(34), false);
+    }
+
+    #[test]
+    fn a_generation_above_with_anything_in_it_counts_for_ever() {
+        let upload = "wal/0/0000000000000002.wal";
+        let objects = [(ABOVE, "claim", 10), (ABOVE, upload, 11)];
+        check(&objects, Some(1_000_000), false);
+        check(&objects[1..], Some(1_000_000), false);
+        check(&[("00000001-0000000c", upload, 1)], None, true);
+    }
+
+    #[test]
+    fn what_a_superseded_writer_uploads_is_no_stranger() {
+        let behalf = Behalf::Writer(OURS.parse().unwrap(), Txid::FIRST);
+        let is_expected = |generation: &str, name: &str| {
+            is_expected(behalf, &format!("{GENERATIONS}{generation}/{name}"))
+        };
+        let upload = "wal/0/0000000000000002.wal";
+        let below = "00000001-0000000c";
+        assert!(is_expected(OURS, upload) && is_expected(below, upload));
+        assert!(!is_expected(ABOVE, upload));
+        assert!(is_expected(OURS, "claim") && !is_expected(below, "claim"));
+        assert!(!is_expected(
+            below,
+            "pages/0000000000000001-00000001-0000002a.pages"
+        ));
+    }
 }

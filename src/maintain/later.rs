@@ -8,8 +8,9 @@
 use crate::error::{Error, Result};
 use crate::format::container::{BlockTable, Header, Kind, Parent, SectionKind};
 use crate::format::ids::{GenerationId, ObjectHash, ObjectId, Pgno, Timestamp, Txid, WalEnd};
+use crate::format::interior::{InteriorPages, decode_interior};
 use crate::format::key::{GENERATIONS, Key, ObjectKey};
-use crate::format::segment::TimelineEntry;
+use crate::format::segment::{TimelineEntry, decode_timeline_section};
 use crate::format::snapshot::{
     self, Home, LEAF_PAGES, Leaf, LeafRef, LeafSource, MapRoot, MapToWrite, Run, SnapshotIndex,
     SnapshotWriter,
@@ -19,7 +20,7 @@ use crate::maintain::pour::{self, Poured, Sink};
 use crate::maintain::segment::OpenSegment;
 use crate::maintain::usage::Used;
 use crate::maintain::versions::{Keep, Kept, Listed};
-use crate::maintain::workshop::{Draft, Out, Workshop};
+use crate::maintain::workshop::{Draft, Out, Workshop, close};
 use crate::storage::Store;
 use crate::storage::blocking::blocking;
 use crate::storage::durable::scratch_in;
@@ -29,6 +30,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use tempfile::TempPath;
 
 /// Raw bytes that one object holds at most, as in a first snapshot.
 const OBJECT_BYTES: u64 = 960 << 20;
@@ -37,6 +39,11 @@ const GAP_BYTES: u64 = 64 << 10;
 /// So much of them is fetched at once, bytes.
 const FETCHED_AT_ONCE: u64 = 4 << 20;
 const PARALLEL: usize = 8;
+/// A snapshot that takes so many times what the interior pages of its base take, about, carries
+/// them too: whoever opens it needs one request less.
+const INTERIOR_TIMES: u64 = 64;
+/// To how much of their size pages compress, at best: one part of so many.
+const COMPRESSED_PART: u64 = 4;
 
 /// A snapshot to make.
 #[derive(Clone, Debug)]
@@ -44,7 +51,7 @@ pub struct Later {
     /// Key and bytes of the snapshot that it goes on from.
     pub base: (String, u64),
     /// Key and bytes of each segment behind the base's `since`, in the order of their
-    /// transactions, and which of these count: up to the snapshot's own.
+    /// transactions, and which of these count: up to the snapshot's own. A fork may need none.
     pub segments: Vec<(String, u64, RangeInclusive<Txid>)>,
     /// As what it is stored.
     pub place: Place,
@@ -55,6 +62,8 @@ pub struct Later {
 pub enum Place {
     /// In the generation of the segments, at the last transaction of the last one.
     Later,
+    /// The same, but what will be stored of that transaction is a mark: nobody knows its hash yet.
+    Marked,
     /// As the first one of a generation that goes on from that transaction.
     Fork {
         /// The new generation.
@@ -81,11 +90,52 @@ pub struct Taken {
     pub pages: u64,
 }
 
+/// A snapshot whose parts are stored, and the rest of it is in a local file.
+pub struct Prepared {
+    /// What it is once it is stored.
+    pub taken: Taken,
+    /// Fsynced.
+    pub file: TempPath,
+    hash: ObjectHash,
+    homes: Vec<Home>,
+}
+
+impl Prepared {
+    /// Stores it, and makes sure that all that it needs is there.
+    ///
+    /// # Errors
+    /// `NotFound` if something that it needs is gone; `Unavailable`, `Disk`.
+    pub async fn store(&self, workshop: &Workshop) -> Result<()> {
+        let key = &self.taken.key;
+        workshop.put(&self.file, key, &self.hash).await?;
+        check_listed(&*workshop.store, &self.homes).await
+    }
+}
+
 /// Makes a snapshot, stores it, and makes sure that all that it needs is there.
 ///
 /// # Errors
 /// `NotFound` if something that it needs is gone; `Corrupt`, `Unavailable`, `Disk`.
 pub async fn take(workshop: &Workshop, later: &Later) -> Result<Taken> {
+    let prepared = prepare(workshop, later).await?;
+    prepared.store(workshop).await?;
+    Ok(prepared.taken)
+}
+
+/// Makes a snapshot.
+///
+/// # Errors
+/// As [`take`].
+pub async fn prepare(workshop: &Workshop, later: &Later) -> Result<Prepared> {
+    prepare_in(workshop, later, OBJECT_BYTES).await
+}
+
+/// The same, in objects that hold so many raw bytes at most.
+pub(super) async fn prepare_in(
+    workshop: &Workshop,
+    later: &Later,
+    object_bytes: u64,
+) -> Result<Prepared> {
     let base = Base::open(workshop, &later.base).await?;
     let mut segments = Vec::new();
     for (key, size, counts) in &later.segments {
@@ -93,7 +143,8 @@ pub async fn take(workshop: &Workshop, later: &Later) -> Result<Taken> {
         segments.push((segment, counts.clone()));
     }
     check(&base, &segments)?;
-    let moment = Moment::find(&base, &segments, &later.place)?;
+    let state = State::find(workshop, &base, &segments, &later.place).await?;
+    let moment = Moment::new(state, &later.place);
     let changes = Changes::find(&base, &segments, &moment).await?;
     let old = OldMap::read(workshop, &base).await?;
     let pages = moment.entry.pages;
@@ -104,11 +155,50 @@ pub async fn take(workshop: &Workshop, later: &Later) -> Result<Taken> {
         .collect();
     poured.append(&mut rewriting.poured);
     let header = moment.header.clone();
-    let parts = Parts::new(workshop, header.clone(), changes.sizes.clone(), pages)?;
+    let parts = Parts {
+        pages_max: object_bytes / u64::from(header.page_size.get()),
+        interior: interior(workshop, &base, &changes, pages).await?,
+        ..Parts::new(workshop, header.clone(), changes.sizes.clone(), pages)?
+    };
     let keep = Keep::SeenBy(Arc::new([moment.through]));
     let parts = pour::pour(&workshop.store, header.page_size, poured, keep, parts).await?;
     let map = NewMap::new(&old, &changes, &rewriting, &parts)?;
     parts.finish(map, &moment).await
+}
+
+/// The interior pages that the base carries and that did not change; `None` if the new snapshot
+/// carries none.
+async fn interior(
+    workshop: &Workshop,
+    base: &Base,
+    changes: &Changes,
+    pages: u32,
+) -> Result<Option<InteriorPages>> {
+    let page_size = base.header().page_size;
+    let Some(section) = base.object.footer.section(SectionKind::InteriorPages) else {
+        return Ok(None);
+    };
+    let stored = changes.newer.count() * u64::from(page_size.get()) / COMPRESSED_PART;
+    if section.length.saturating_mul(INTERIOR_TIMES) > stored {
+        return Ok(None);
+    }
+    let store = &*workshop.store;
+    let section = base
+        .object
+        .section(store, SectionKind::InteriorPages)
+        .await?;
+    let mut carried = decode_interior(&section, page_size.bytes())
+        .map_err(|e| e.context(format!("read {}/{}", store.location(), base.object.key)))?;
+    carried.retain(|(pgno, _)| pgno.get() <= pages && !changes.touched.contains(pgno.get()));
+    let scratch = scratch_in(&workshop.directory);
+    blocking(move || {
+        let mut interior = InteriorPages::new(page_size, &scratch)?;
+        for (pgno, page) in carried {
+            interior.offer(pgno, &page)?;
+        }
+        Ok(Some(interior))
+    })
+    .await
 }
 
 /// Bytes of the pages that such a snapshot would have to store at least.
@@ -184,6 +274,14 @@ impl Base {
         &self.object.footer.header
     }
 
+    /// The entry of its transaction.
+    async fn timeline(&self, workshop: &Workshop) -> Result<Vec<TimelineEntry>> {
+        let store = &*workshop.store;
+        let section = self.object.section(store, SectionKind::Timeline).await?;
+        let timeline = decode_timeline_section(self.header(), &section);
+        timeline.map_err(|e| e.context(format!("read {}/{}", store.location(), self.object.key)))
+    }
+
     /// The objects that its map names, itself among them.
     fn homes(&self) -> HashMap<ObjectId, Home> {
         let itself = Home {
@@ -196,9 +294,13 @@ impl Base {
     }
 }
 
-/// What does not go on from the base must not be laid over it.
+/// What does not go on from the base must not be laid over it, nor what retention has dropped
+/// versions of that the snapshot's transaction sees.
 fn check(base: &Base, segments: &[(OpenSegment, RangeInclusive<Txid>)]) -> Result<()> {
     let mut next = base.header().since.next();
+    let Some(through) = segments.last().map(|(_, counts)| *counts.end()) else {
+        return Ok(());
+    };
     for (segment, counts) in segments {
         let header = segment.header();
         let goes_on = *counts.start() == next
@@ -214,9 +316,67 @@ fn check(base: &Base, segments: &[(OpenSegment, RangeInclusive<Txid>)]) -> Resul
                 segment.object.key, base.object.key
             )));
         }
+        let mut points = segment.timeline.iter().map(|entry| entry.txid);
+        let is_held = through >= header.last || points.any(|txid| txid == through);
+        if header.thinned && !is_held {
+            return Err(Error::corrupt(format!(
+                "take a snapshot: {} does not hold all of txid {through}",
+                segment.object.key
+            )));
+        }
         next = counts.end().next();
     }
     Ok(())
+}
+
+/// The last state of what a snapshot is made of.
+struct State {
+    entry: TimelineEntry,
+    /// Of the object that has it.
+    header: Header,
+    /// The hash that the level-0 segment behind it carries; zeros if that is not known.
+    hands_on: ObjectHash,
+}
+
+impl State {
+    async fn find(
+        workshop: &Workshop,
+        base: &Base,
+        segments: &[(OpenSegment, RangeInclusive<Txid>)],
+        place: &Place,
+    ) -> Result<Self> {
+        match segments.last() {
+            Some((last, counts)) => {
+                let mut state = Self::at(&last.object, &last.timeline, *counts.end())?;
+                let is_known = *counts.end() == last.header().last;
+                if is_known && matches!(place, Place::Later) {
+                    state.hands_on = last.hands_on();
+                }
+                Ok(state)
+            }
+            None if matches!(place, Place::Later) => Err(Error::invalid(format!(
+                "nothing was committed since snapshot {}",
+                base.object.key
+            ))),
+            None => {
+                let timeline = base.timeline(workshop).await?;
+                Self::at(&base.object, &timeline, base.header().since)
+            }
+        }
+    }
+
+    fn at(object: &StoredObject, timeline: &[TimelineEntry], through: Txid) -> Result<Self> {
+        let entry = timeline.iter().find(|entry| entry.txid == through);
+        let entry = *entry.ok_or_else(|| {
+            Error::corrupt(format!("{} does not list txid {through}", object.key))
+        })?;
+        let header = object.footer.header.clone();
+        Ok(Self {
+            entry,
+            header,
+            hands_on: ObjectHash([0; 32]),
+        })
+    }
 }
 
 /// What the new snapshot is the state of.
@@ -229,22 +389,13 @@ struct Moment {
 }
 
 impl Moment {
-    fn find(
-        base: &Base,
-        segments: &[(OpenSegment, RangeInclusive<Txid>)],
-        place: &Place,
-    ) -> Result<Self> {
-        let Some((last, counts)) = segments.last() else {
-            return Err(Error::invalid(format!(
-                "nothing was committed since snapshot {}",
-                base.object.key
-            )));
-        };
-        let through = *counts.end();
-        let entry = last.timeline.iter().find(|entry| entry.txid == through);
-        let entry = *entry.ok_or_else(|| {
-            Error::corrupt(format!("{} does not list txid {through}", last.object.key))
-        })?;
+    fn new(state: State, place: &Place) -> Self {
+        let State {
+            entry,
+            header,
+            hands_on,
+        } = state;
+        let through = entry.txid;
         let header = Header {
             kind: Kind::Snapshot,
             level: 0,
@@ -255,13 +406,16 @@ impl Moment {
             thinned: false,
             previous: ObjectHash([0; 32]),
             last_input: ObjectHash([0; 32]),
-            ..last.header().clone()
+            ..header
         };
-        Ok(match place {
-            Place::Later => Self {
+        match place {
+            Place::Later | Place::Marked => Self {
                 through,
                 entry,
-                header,
+                header: Header {
+                    last_input: hands_on,
+                    ..header
+                },
             },
             Place::Fork {
                 generation,
@@ -270,13 +424,7 @@ impl Moment {
                 end,
             } => Self {
                 through,
-                entry: TimelineEntry {
-                    txid: Txid::FIRST,
-                    time: *started,
-                    upper_bound: false,
-                    min_pages: entry.pages,
-                    ..entry
-                },
+                entry: TimelineEntry::new(Txid::FIRST, *started, entry.pages),
                 header: Header {
                     generation: *generation,
                     parent: Some(*parent),
@@ -287,7 +435,7 @@ impl Moment {
                     ..header
                 },
             },
-        })
+        }
     }
 }
 
@@ -542,6 +690,8 @@ struct Parts {
     header: Header,
     draft: Draft,
     writer: SnapshotWriter<Out>,
+    /// The interior pages that it carries, if it carries any.
+    interior: Option<InteriorPages>,
     /// Pages in the open object.
     pages: u64,
     pages_max: u64,
@@ -559,6 +709,9 @@ impl Sink for Parts {
         if pgno == Pgno::FIRST {
             let version = page[96..100].try_into().expect("4 bytes");
             self.sqlite_version = Some(u32::from_be_bytes(version));
+        }
+        if let Some(interior) = &mut self.interior {
+            interior.offer(pgno, page)?;
         }
         self.pages += 1;
         self.writer.push(pgno, page)
@@ -578,6 +731,7 @@ impl Sink for Parts {
         let header = Header {
             kind: Kind::Part,
             object_id: draft.id,
+            last_input: ObjectHash([0; 32]),
             ..self.header.clone()
         };
         let (out, written) = blocking(move || writer.finish_part(&header)).await?;
@@ -601,19 +755,21 @@ impl Sink for Parts {
 }
 
 impl Parts {
+    /// All in one object, without interior pages.
     fn new(workshop: &Workshop, header: Header, sizes: Sizes, database_pages: u32) -> Result<Self> {
         let (draft, writer) = open_object(workshop, &header)?;
         Ok(Self {
             workshop: workshop.clone(),
             stored: Vec::new(),
             bytes: 0,
-            pages_max: OBJECT_BYTES / header.page_size.bytes() as u64,
+            pages_max: u64::MAX,
             header: Header {
                 writer_id: workshop.writer,
                 ..header
             },
             draft,
             writer,
+            interior: None,
             pages: 0,
             sizes,
             database_pages,
@@ -627,13 +783,13 @@ impl Parts {
         parts.chain(self.writer.stored()).copied().collect()
     }
 
-    /// Stores the map with the pages that are left.
-    async fn finish(self, map: NewMap, moment: &Moment) -> Result<Taken> {
+    /// Writes the map with the pages that are left.
+    async fn finish(self, map: NewMap, moment: &Moment) -> Result<Prepared> {
         let pages = self.runs().iter().map(|run| u64::from(run.count)).sum();
         let Self {
-            workshop,
             draft,
             writer,
+            interior,
             bytes,
             ..
         } = self;
@@ -650,7 +806,7 @@ impl Parts {
                 homes: &homes,
                 leaves: &leaves,
             };
-            let (out, written) = writer.finish(&header, &map, entry, None)?;
+            let (out, written) = writer.finish(&header, &map, entry, interior)?;
             Ok((out, written, homes))
         })
         .await?;
@@ -660,13 +816,18 @@ impl Parts {
             hash8: written.hash.hash8(),
         };
         let key = Key { generation, object }.to_string();
-        workshop.store(draft, out, &key, &written.hash).await?;
-        check_listed(&*workshop.store, &homes).await?;
-        Ok(Taken {
+        let file = close(draft, out).await?;
+        let taken = Taken {
             key,
             txid: entry.txid,
             bytes: bytes + written.length,
             pages,
+        };
+        Ok(Prepared {
+            taken,
+            file,
+            hash: written.hash,
+            homes,
         })
     }
 }

@@ -44,7 +44,8 @@ enum Read {
 pub(super) struct Wanted {
     /// Those whose last transaction may be older.
     pub(super) before: Timestamp,
-    /// Those of this generation behind this transaction; in any case the last of each generation.
+    /// Those of this generation behind this transaction; in any case the last of each generation,
+    /// and those whose pages may lie in a snapshot.
     pub(super) behind: Option<(GenerationId, Txid)>,
 }
 
@@ -67,15 +68,17 @@ impl Wanted {
         }
     }
 
-    fn has(&self, generation: GenerationId, segment: &SegmentListing) -> bool {
+    fn has(&self, id: GenerationId, listing: &GenerationListing, segment: &SegmentListing) -> bool {
         // An upload is no older than it was stored, but for an hour of a slow clock.
         let stored = later(segment.object.modified, Duration::from_secs(3600));
         let is_old = segment.time.unwrap_or(stored) <= self.before;
-        let is_behind = self.behind.is_some_and(|(id, txid)| {
-            id == generation && segment.last.is_none_or(|last| last > txid)
-        });
+        let is_behind = self
+            .behind
+            .is_some_and(|(open, txid)| open == id && segment.last.is_none_or(|last| last > txid));
+        let mut snapshots = listing.snapshots.iter();
+        let may_be_mark = segment.level == 0 && snapshots.any(|s| s.txid == segment.first);
         // Where it ends only its footer says.
-        is_old || is_behind || segment.last.is_none()
+        is_old || is_behind || may_be_mark || segment.last.is_none()
     }
 }
 
@@ -113,6 +116,16 @@ impl Insides {
         })
     }
 
+    /// Forgets what was damaged, so that it is read once more: it may have been the way here. The
+    /// keys.
+    pub(super) fn forget_damaged(&mut self) -> Vec<String> {
+        let mut damaged = Vec::new();
+        forget_none(&mut self.claims, &mut damaged);
+        forget_none(&mut self.snapshots, &mut damaged);
+        forget_none(&mut self.segments, &mut damaged);
+        damaged
+    }
+
     /// A claim that cannot be read: where its generation goes on from nobody knows.
     pub(super) fn damaged_claim(&self) -> Option<&str> {
         let mut claims = self.claims.iter();
@@ -141,7 +154,7 @@ impl Insides {
         let snapshots = snapshots.filter(|object| !self.snapshots.contains_key(&object.key));
         jobs.extend(snapshots.cloned().map(Job::Snapshot));
         let segments = listing.segments.iter().filter(|segment| {
-            !self.segments.contains_key(&segment.object.key) && wanted.has(id, segment)
+            !self.segments.contains_key(&segment.object.key) && wanted.has(id, listing, segment)
         });
         jobs.extend(segments.map(|segment| Job::Segment(segment.object.clone())));
         jobs
@@ -173,6 +186,15 @@ impl Insides {
             claim,
         }
     }
+}
+
+fn forget_none<T>(read: &mut HashMap<String, Option<T>>, damaged: &mut Vec<String>) {
+    read.retain(|key, inside| {
+        if inside.is_none() {
+            damaged.push(key.clone());
+        }
+        inside.is_some()
+    });
 }
 
 /// Something to read.
@@ -245,9 +267,7 @@ async fn snapshot(store: &dyn Store, listed: &Listed) -> Result<SnapshotInside> 
         .filter(|_| object.footer.header.kind == Kind::Snapshot);
     let root = root.ok_or_else(|| named(Error::corrupt("it has no page map")))?;
     Ok(SnapshotInside {
-        object_id: object.footer.header.object_id,
         since: object.footer.header.since,
-        pages: root.pages,
         stored_pages: index.blocks.slots(),
         page_bytes: object.footer.header.page_size.get(),
         block_bytes: object.footer.block_bytes(),
@@ -267,7 +287,6 @@ async fn segment(store: &dyn Store, listed: &Listed) -> Result<(Txid, SegmentIns
     let index = SegmentIndex::SECTIONS.iter();
     let index = index.filter_map(|&kind| object.footer.section(kind));
     let inside = SegmentInside {
-        is_thinned: header.thinned,
         is_mark: object.footer.section(SectionKind::SnapshotKey).is_some(),
         points: timeline
             .iter()

@@ -23,6 +23,11 @@ impl PageSet {
         }
     }
 
+    /// How many pages are in it.
+    pub(super) fn count(&self) -> u64 {
+        self.0.iter().map(|bits| u64::from(bits.count_ones())).sum()
+    }
+
     pub(super) fn contains(&self, pgno: u32) -> bool {
         let bits = self.0.get(pgno as usize / 64);
         bits.is_some_and(|bits| bits >> (pgno % 64) & 1 == 1)

@@ -23,7 +23,7 @@ pub struct Merge {
     pub generation: GenerationId,
     /// Key and bytes of each, in the order of their transactions.
     pub inputs: Vec<(String, u64)>,
-    /// Of the output: above that of each input.
+    /// Of the output: above that of the last input, below that of none.
     pub level: u8,
     /// The restore points to keep, ascending, the last transaction among them; all when absent.
     pub keep: Option<Vec<Txid>>,
@@ -53,7 +53,7 @@ pub async fn merge(workshop: &Workshop, merge: &Merge) -> Result<Merged> {
     check_chain(&segments, merge)?;
     let (draft, out) = workshop.draft()?;
     let header = header(workshop, merge, &segments, draft.id);
-    let timeline = timeline(&segments, merge.keep.as_deref());
+    let timeline = timeline(&mut segments, merge.keep.as_deref());
     let keep = match &merge.keep {
         Some(points) => Keep::SeenBy(Arc::from(points.as_slice())),
         None => Keep::All,
@@ -97,6 +97,7 @@ fn check_chain(segments: &[OpenSegment], merge: &Merge) -> Result<()> {
         )))
     };
     assert!(!segments.is_empty(), "there is something to merge");
+    let last = segments[segments.len() - 1].header().last;
     for segment in segments {
         let header = segment.header();
         if header.generation != merge.generation {
@@ -107,7 +108,9 @@ fn check_chain(segments: &[OpenSegment], merge: &Merge) -> Result<()> {
         {
             return wrong(segment, "it belongs to another database");
         }
-        if header.level >= merge.level || merge.level > MAX_LEVEL {
+        // Readers take the output instead: it ends later than inputs of its own level.
+        let lowest = header.level + u8::from(header.last == last);
+        if lowest > merge.level || merge.level > MAX_LEVEL {
             return wrong(segment, "its level is not below that of the output");
         }
         if segment.is_mark() {
@@ -148,19 +151,23 @@ fn header(
     }
 }
 
-/// The entries that stay, in which no shrink is lost.
-fn timeline(segments: &[OpenSegment], keep: Option<&[Txid]>) -> Vec<TimelineEntry> {
-    let all = segments.iter().flat_map(|segment| &segment.timeline);
-    let Some(points) = keep else {
-        return all.copied().collect();
-    };
-    thinned(all, points)
+/// The entries that stay, in which no shrink is lost; the segments lose theirs.
+fn timeline(segments: &mut [OpenSegment], keep: Option<&[Txid]>) -> Vec<TimelineEntry> {
+    let entries = segments.iter().map(|segment| segment.timeline.len()).sum();
+    let all = segments
+        .iter_mut()
+        .flat_map(|segment| std::mem::take(&mut segment.timeline));
+    match keep {
+        Some(points) => thinned(all, points),
+        None => {
+            let mut kept = Vec::with_capacity(entries);
+            kept.extend(all);
+            kept
+        }
+    }
 }
 
-fn thinned<'a>(
-    all: impl Iterator<Item = &'a TimelineEntry>,
-    points: &[Txid],
-) -> Vec<TimelineEntry> {
+fn thinned(all: impl Iterator<Item = TimelineEntry>, points: &[Txid]) -> Vec<TimelineEntry> {
     let mut kept = Vec::new();
     let mut smallest = u32::MAX;
     for entry in all {
@@ -168,7 +175,7 @@ fn thinned<'a>(
         if points.binary_search(&entry.txid).is_ok() {
             kept.push(TimelineEntry {
                 min_pages: smallest,
-                ..*entry
+                ..entry
             });
             smallest = u32::MAX;
         }
@@ -198,7 +205,7 @@ mod tests {
             entry(5, 8, 7),
         ];
         let points = [2, 4, 5].map(|txid| Txid::new(txid).unwrap());
-        let kept = thinned(all.iter(), &points);
+        let kept = thinned(all.into_iter(), &points);
         let sizes: Vec<_> = kept.iter().map(|e| (e.txid.get(), e.min_pages)).collect();
         assert_eq!(sizes, [(2, 9), (4, 4), (5, 7)]);
     }

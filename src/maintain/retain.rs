@@ -1,7 +1,7 @@
 //! What of a replica stays and what goes. Pure.
 //!
 //! Owns the rules of retention; reads, rewrites and deletes nothing. Whoever carries a decision
-//! out reads an output back before its inputs go, and deletes in the order given.
+//! out reads an output back before its inputs go, and deletes in [`waves`].
 //!
 //! Invariants:
 //! - The newest state that readers can open is never given up, however old it is.
@@ -18,13 +18,14 @@
 
 use crate::config::settings::Retention;
 use crate::format::ids::{GenerationId, Timestamp, Txid};
-use crate::format::key::MAX_LEVEL;
+use crate::format::key::{Key, MAX_LEVEL, ObjectKey};
 use crate::maintain::survey::{Survey, SurveyedSegment, end};
 use crate::storage::Listed;
 use crate::storage::cover::Piece;
 use clock::{Clock, Windows};
 use line::Line;
 use points::{Chosen, children, choose};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -68,7 +69,7 @@ pub struct Decision {
     pub kept: Vec<Kept>,
     /// Segments to store again with fewer points, by generation, then by transaction.
     pub rewrites: Vec<Rewrite>,
-    /// What goes, in an order in which it may be cut short: what others hide goes before them.
+    /// What goes: see [`waves`].
     pub deletions: Vec<Deletion>,
     /// Snapshots and parts that nothing needs, and since which listing: to hand in the next time.
     pub unneeded: BTreeMap<String, Timestamp>,
@@ -169,6 +170,8 @@ pub struct Deletion {
     pub size: u64,
     /// Why it goes.
     pub why: Why,
+    /// It is a segment that stands for nothing.
+    is_hidden: bool,
 }
 
 impl Deletion {
@@ -177,8 +180,47 @@ impl Deletion {
             key: object.key.clone(),
             size: object.size,
             why,
+            is_hidden: false,
         }
     }
+
+    fn hidden(object: &Listed, why: Why) -> Self {
+        Self {
+            is_hidden: true,
+            ..Self::new(object, why)
+        }
+    }
+
+    /// What goes earlier: first what others hide; a snapshot before what it names.
+    fn rank(&self) -> Rank {
+        match Key::parse(&self.key).map(|key| key.object) {
+            Some(ObjectKey::Upload { .. } | ObjectKey::Merged { .. }) if self.is_hidden => {
+                Rank::Hidden
+            }
+            Some(ObjectKey::Upload { .. } | ObjectKey::Merged { .. }) => Rank::Standing,
+            Some(ObjectKey::Snapshot { .. }) => Rank::Snapshot(Reverse(self.key.clone())),
+            Some(ObjectKey::Part { .. }) => Rank::Part,
+            Some(ObjectKey::Claim) | None => Rank::Claim,
+        }
+    }
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Hidden,
+    Standing,
+    /// One after the other, the newest first: its map may need the others.
+    Snapshot(Reverse<String>),
+    Part,
+    Claim,
+}
+
+/// Deletions that go one after the other, those of one in any order: a store promises none. After
+/// any of them it may end.
+pub fn waves(mut deletions: Vec<Deletion>) -> Vec<Vec<Deletion>> {
+    deletions.sort_by_cached_key(Deletion::rank);
+    let waves = deletions.chunk_by(|a, b| a.rank() == b.rank());
+    waves.map(<[Deletion]>::to_vec).collect()
 }
 
 /// Why an object goes.
@@ -285,7 +327,7 @@ fn rewrites(line: &Line<'_>, chosen: &Chosen, windows: &Windows) -> Vec<Rewrite>
     line.pieces.iter().filter_map(rewrite).collect()
 }
 
-/// The segments that go, those first that stand for nothing.
+/// The segments that go.
 fn segments(line: &Line<'_>, chosen: &Chosen, limits: &Limits, clock: &mut Clock) -> Vec<Deletion> {
     let all = &line.surveyed.segments;
     let mut stands = vec![false; all.len()];
@@ -302,11 +344,14 @@ fn segments(line: &Line<'_>, chosen: &Chosen, limits: &Limits, clock: &mut Clock
         let is_covered = line.is_covered(segment, pieces.clone());
         let pieces = &line.pieces[pieces];
         if is_covered && !pieces.iter().any(|piece| stays(piece.index)) {
-            gone.push(Deletion::new(object, Why::Expired));
+            gone.push(Deletion::hidden(object, Why::Expired));
         } else if let Some(holder) = pieces.iter().find_map(|p| holder(&all[p.index], segment)) {
             let grace = limits.merged_grace;
             if grace.is_zero() || clock.has_passed(holder.modified, grace) {
-                gone.push(Deletion::new(object, Why::MergedInto(holder.key.clone())));
+                gone.push(Deletion::hidden(
+                    object,
+                    Why::MergedInto(holder.key.clone()),
+                ));
             }
         } else if let Some(first) = pieces.first() {
             let is_merged = |piece: &Piece| all[piece.index].listed.level > 0;

@@ -4,9 +4,10 @@
 use crate::format::ids::{GenerationId, Timestamp, Txid};
 use crate::maintain::later::{Later, Place};
 use crate::maintain::merge::Merge;
-use crate::maintain::rules::{Planned, Since, Standing};
+use crate::maintain::rules::{self, Planned, Since, Standing};
 use crate::maintain::survey::{Survey, SurveyedSegment, SurveyedSnapshot, end, pieces};
 use crate::storage::cover::Piece;
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -31,8 +32,12 @@ pub(super) struct Line<'a> {
 
 impl<'a> Line<'a> {
     /// Of a generation; `None` if it has no complete snapshot: a first snapshot that is still being
-    /// made ends at the end of some upload.
-    pub(super) fn new(survey: &'a Survey, id: GenerationId) -> Option<Self> {
+    /// made ends at the end of some upload. `damaged`: the keys of segments that are never merged.
+    pub(super) fn new(
+        survey: &'a Survey,
+        id: GenerationId,
+        damaged: &HashSet<String>,
+    ) -> Option<Self> {
         let generation = survey.generations.get(&id)?;
         let sizes = survey.sizes();
         let complete = generation.snapshots.iter();
@@ -46,12 +51,12 @@ impl<'a> Line<'a> {
             piece.from == segment.listed.first && Some(piece.to) == end(segment)
         };
         let indexes: Vec<usize> = pieces.iter().filter(is_whole).map(|p| p.index).collect();
-        let segments = indexes.iter().map(|&index| standing(&all[index])).collect();
+        let segments = indexes.iter().map(|&index| standing(&all[index], damaged));
         Some(Self {
             id,
             all,
             pieces,
-            segments,
+            segments: segments.collect(),
             indexes,
             snapshots: generation.snapshots.iter().map(|s| s.listed.txid).collect(),
             complete,
@@ -104,11 +109,32 @@ impl<'a> Line<'a> {
         since
     }
 
-    /// A snapshot at the last transaction; `None` if the last one is there already.
-    pub(super) fn later(&self, place: Place) -> Option<Later> {
+    /// The last transaction.
+    pub(super) fn last(&self) -> Txid {
+        let last = self.pieces.last().map(|piece| piece.to);
+        last.unwrap_or(self.base().listed.txid)
+    }
+
+    /// The next merge of what a snapshot at a transaction would end.
+    pub(super) fn closing(&self, through: Txid) -> Option<Merge> {
+        let ended = self.segments.partition_point(|s| s.last <= through);
+        let planned = rules::next_closing(&self.segments[..ended], &self.snapshots)?;
+        Some(self.merge(&planned))
+    }
+
+    /// A snapshot at a transaction with which a segment ends; `None` if nothing came before it
+    /// since the last one, or if the pages of one lie in a snapshot that is still to come.
+    pub(super) fn later(&self, through: Txid) -> Option<Later> {
         let base = self.base();
-        let segments: Vec<_> = self
-            .behind_base()
+        let behind = self.behind_base();
+        let ended: Vec<_> = behind
+            .take_while(|(_, counts)| *counts.end() <= through)
+            .collect();
+        if ended.iter().any(|(segment, _)| is_mark(segment)) {
+            return None;
+        }
+        let segments: Vec<_> = ended
+            .into_iter()
             .map(|(segment, counts)| {
                 let object = &segment.listed.object;
                 (object.key.clone(), object.size, counts)
@@ -118,7 +144,7 @@ impl<'a> Line<'a> {
         (last > Some(base.listed.txid)).then(|| Later {
             base: (base.listed.object.key.clone(), base.listed.object.size),
             segments,
-            place,
+            place: Place::Later,
         })
     }
 
@@ -143,14 +169,21 @@ impl<'a> Line<'a> {
     }
 }
 
-fn standing(segment: &SurveyedSegment) -> Standing {
-    let listed = &segment.listed;
+fn standing(segment: &SurveyedSegment, damaged: &HashSet<String>) -> Standing {
+    let (listed, inside) = (&segment.listed, segment.inside.as_ref());
+    let last = end(segment).expect("it stands for all its transactions");
+    let transactions = last.get() - listed.first.get() + 1;
     Standing {
         level: listed.level,
         first: listed.first,
-        last: end(segment).expect("it stands for all its transactions"),
+        last,
         bytes: listed.object.size,
         stored: listed.object.modified,
-        is_mark: segment.inside.as_ref().is_some_and(|inside| inside.is_mark),
+        stays: damaged.contains(&listed.object.key) || is_mark(segment),
+        points: inside.map_or(transactions, |inside| inside.points.len() as u64),
     }
+}
+
+fn is_mark(segment: &SurveyedSegment) -> bool {
+    segment.inside.as_ref().is_some_and(|inside| inside.is_mark)
 }

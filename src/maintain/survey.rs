@@ -2,7 +2,7 @@
 //! data.
 
 use crate::format::container::Parent;
-use crate::format::ids::{GenerationId, ObjectId, Timestamp, Txid};
+use crate::format::ids::{GenerationId, Timestamp, Txid};
 use crate::format::snapshot::Home;
 use crate::storage::Listed;
 use crate::storage::catalog::{Held, PartListing, SegmentListing, SnapshotListing};
@@ -44,12 +44,8 @@ pub struct SurveyedSnapshot {
 /// What a snapshot says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotInside {
-    /// As maps name it.
-    pub object_id: ObjectId,
     /// Later versions than this one are laid over it.
     pub since: Txid,
-    /// Database size, pages.
-    pub pages: u32,
     /// Pages stored in this object.
     pub stored_pages: u32,
     /// Bytes in a page.
@@ -73,8 +69,6 @@ pub struct SurveyedSegment {
 /// What a segment says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentInside {
-    /// Some versions were dropped by retention.
-    pub is_thinned: bool,
     /// Its pages lie in a snapshot.
     pub is_mark: bool,
     /// Its restore points, ascending.

@@ -3,24 +3,28 @@
 
 use crate::config::Environment;
 use crate::error::{ErrorKind, Result};
-use crate::format::container::{Header, Kind, Parent, SectionKind};
+use crate::format::container::{BlockTable, Header, Kind, Parent, SectionKind};
 use crate::format::ids::{
-    DatabaseId, GenerationId, ObjectHash, ObjectId, PageSize, Pgno, Timestamp, Txid, WalEnd,
-    WriterId,
+    GenerationId, ObjectHash, ObjectId, PageSize, Timestamp, Txid, WalEnd, WriterId,
 };
+use crate::format::interior::{InteriorPages, decode_interior};
 use crate::format::key::{Key, ObjectKey};
+use crate::format::sample::{self, pgno, scratch, txid};
 use crate::format::segment::{SegmentIndex, SegmentWriter, TimelineEntry};
 use crate::format::snapshot::{LeafSource, MapToWrite, SnapshotIndex, SnapshotWriter, leaves};
 use crate::maintain::account::account;
-use crate::maintain::later::{self, Later, Place};
+use crate::maintain::later::{self, Later, Place, Taken};
 use crate::maintain::merge::{Merge, merge};
 use crate::maintain::workshop::Workshop;
 use crate::storage::memory::MemoryStore;
 use crate::storage::object::{StoredObject, get_exactly};
 use crate::storage::{Body, Store};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
+use std::ops::RangeInclusive;
+
+mod keeping;
 
 const SIZE: PageSize = PageSize::new(512).unwrap();
 const GENERATION: GenerationId = GenerationId {
@@ -35,13 +39,8 @@ const FORK: GenerationId = GenerationId {
 /// The pages of a database, by number.
 type Image = BTreeMap<u32, Vec<u8>>;
 
-fn txid(number: u64) -> Txid {
-    Txid::new(number).unwrap()
-}
-
-fn pgno(number: u32) -> Pgno {
-    Pgno::new(number).unwrap()
-}
+/// Key, bytes, and the transactions that count.
+type Segment = (String, u64, RangeInclusive<Txid>);
 
 /// One transaction: the pages that it writes, and the size that it leaves.
 #[derive(Clone, Debug)]
@@ -68,39 +67,15 @@ struct Model {
 
 fn header(kind: Kind, first: u64, last: u64) -> Header {
     Header {
-        kind,
-        level: 0,
-        page_size: SIZE,
         object_id: ObjectId([first as u8; 8]),
-        database_id: DatabaseId([4; 16]),
-        writer_id: WriterId([5; 8]),
         generation: GENERATION,
-        parent: None,
-        first: txid(first),
-        last: txid(last),
-        since: txid(first),
-        end: WalEnd::default(),
-        exact: false,
-        thinned: false,
-        sqlite_version: 0,
-        previous: ObjectHash([0; 32]),
-        last_input: ObjectHash([0; 32]),
+        ..sample::header(kind, SIZE, first, last)
     }
 }
 
 fn entry(number: u64, pages: u32) -> TimelineEntry {
-    TimelineEntry {
-        txid: txid(number),
-        time: Timestamp::from_micros(number as i64 * 1000),
-        upper_bound: false,
-        in_snapshot: false,
-        pages,
-        min_pages: pages,
-    }
-}
-
-fn scratch() -> std::io::Result<Box<dyn crate::format::container::ScratchFile>> {
-    Ok(Box::new(Cursor::new(Vec::new())))
+    let time = Timestamp::from_micros(number as i64 * 1000);
+    TimelineEntry::new(txid(number), time, pages)
 }
 
 impl Model {
@@ -125,8 +100,10 @@ impl Model {
         let header = header(Kind::Snapshot, 1, 1);
         let out = Cursor::new(Vec::new());
         let mut writer = SnapshotWriter::new(out, header.object_id, SIZE, &scratch).unwrap();
+        let mut interior = InteriorPages::new(SIZE, &scratch).unwrap();
         for (&page, bytes) in &model.states[0] {
             writer.push(pgno(page), bytes).unwrap();
+            interior.offer(pgno(page), bytes).unwrap();
         }
         let leaves: Vec<LeafSource> = leaves(writer.stored(), pages)
             .into_iter()
@@ -137,10 +114,11 @@ impl Model {
             homes: &[],
             leaves: &leaves,
         };
-        let (out, written) = writer.finish(&header, &map, entry(1, pages), None).unwrap();
+        let entry = entry(1, pages);
+        let (out, written) = writer.finish(&header, &map, entry, Some(interior)).unwrap();
         let object = ObjectKey::Snapshot {
             txid: txid(1),
-            time: entry(1, pages).time,
+            time: entry.time,
             hash8: written.hash.hash8(),
         };
         let key = model.put(object, out.into_inner()).await;
@@ -248,11 +226,7 @@ impl Model {
     }
 
     /// The segments behind a snapshot up to a transaction.
-    fn behind(
-        &self,
-        since: u64,
-        through: u64,
-    ) -> Vec<(String, u64, std::ops::RangeInclusive<Txid>)> {
+    fn behind(&self, since: u64, through: u64) -> Vec<Segment> {
         let behind = self.segments.iter();
         let behind = behind.filter(|(_, _, first, last)| *last > since && *first <= through);
         behind
@@ -278,15 +252,21 @@ impl Model {
     }
 
     async fn fork(&self, through: u64) -> String {
-        let base = self
-            .snapshots
-            .iter()
-            .rev()
-            .find(|s| s.2 <= through)
-            .unwrap();
+        let mut bases = self.snapshots.iter().rev();
+        let base = bases.find(|snapshot| snapshot.2 <= through).unwrap();
+        let segments = self.behind(base.2, through);
+        self.fork_of(base, segments, through).await.unwrap().key
+    }
+
+    async fn fork_of(
+        &self,
+        (base, size, _): &(String, u64, u64),
+        segments: Vec<Segment>,
+        through: u64,
+    ) -> Result<Taken> {
         let later = Later {
-            base: (base.0.clone(), base.1),
-            segments: self.behind(base.2, through),
+            base: (base.clone(), *size),
+            segments,
             place: Place::Fork {
                 generation: FORK,
                 parent: Parent {
@@ -297,7 +277,7 @@ impl Model {
                 end: WalEnd::default(),
             },
         };
-        later::take(&self.workshop, &later).await.unwrap().key
+        later::take(&self.workshop, &later).await
     }
 
     async fn size(&self, key: &str) -> u64 {
@@ -311,6 +291,57 @@ impl Model {
             let image = self.read_snapshot(key).await.unwrap();
             assert_eq!(&image, &self.states[*number as usize - 1], "{key}");
         }
+        for index in 0..self.segments.len() {
+            self.check_segment(index).await;
+        }
+    }
+
+    /// Each version is what was written, and of what its points see none is missing.
+    async fn check_segment(&self, segment: usize) {
+        let (key, _, first, last) = &self.segments[segment];
+        let (header, index) = self.index(segment).await;
+        let mut there: BTreeSet<(u32, u64)> = BTreeSet::new();
+        for (slot, &(page, number)) in index.versions.iter().enumerate() {
+            let (page, number) = (page.get(), number.get());
+            let content = self.page_in(key, &index.blocks, slot as u32).await;
+            assert_eq!(
+                content,
+                self.states[number as usize - 1][&page],
+                "{key}: {page} {number}"
+            );
+            there.insert((page, number));
+        }
+        let written = (*first..=*last).flat_map(|number| {
+            let pages = self.written[number as usize - 1].iter();
+            pages.map(move |&page| (page, number))
+        });
+        let written: BTreeSet<(u32, u64)> = written.collect();
+        assert!(there.is_subset(&written), "{key}");
+        if !header.thinned {
+            assert_eq!(there, written, "{key}");
+        }
+        for point in &index.timeline {
+            let seen = |versions: &BTreeSet<(u32, u64)>| -> BTreeMap<u32, u64> {
+                let seen = versions
+                    .iter()
+                    .filter(|(_, number)| *number <= point.txid.get());
+                seen.copied().collect()
+            };
+            assert_eq!(seen(&there), seen(&written), "{key} at {}", point.txid);
+        }
+    }
+
+    /// The page in a slot of an object.
+    async fn page_in(&self, key: &str, blocks: &BlockTable, slot: u32) -> Vec<u8> {
+        let (block, within) = blocks.locate(slot).unwrap();
+        let block = blocks.blocks[block];
+        let (offset, length) = (block.offset, block.length.into());
+        let stored = get_exactly(self.store(), key, offset, length)
+            .await
+            .unwrap();
+        let pages = block.open(&stored, SIZE).unwrap();
+        let start = within * SIZE.bytes();
+        pages[start..start + SIZE.bytes()].to_vec()
     }
 
     async fn read_snapshot(&self, key: &str) -> Result<Image> {
@@ -334,13 +365,8 @@ impl Model {
                     continue;
                 };
                 let (object, index) = &objects[&id];
-                let (block, within) = index.blocks.locate(slot).unwrap();
-                let block = index.blocks.blocks[block];
-                let (offset, length) = (block.offset, block.length.into());
-                let stored = get_exactly(self.store(), &object.key, offset, length).await?;
-                let pages = block.open(&stored, SIZE)?;
-                let start = within * SIZE.bytes();
-                image.insert(page, pages[start..start + SIZE.bytes()].to_vec());
+                let content = self.page_in(&object.key, &index.blocks, slot).await;
+                image.insert(page, content);
             }
         }
         Ok(image)
@@ -442,7 +468,8 @@ async fn play(model: &mut Model, action: Action) {
         Action::Snapshot if model.last() > snapshot => model.snapshot().await,
         Action::Fork(at) => {
             let through = 1 + at % model.last();
-            if model.snapshots.iter().all(|s| s.2 != through) && is_kept(model, through).await {
+            let is_base = model.snapshots.iter().any(|s| s.2 == through);
+            if is_base || is_kept(model, through).await {
                 let key = model.fork(through).await;
                 let image = model.read_snapshot(&key).await.unwrap();
                 assert_eq!(image, model.states[through as usize - 1], "{key}");
@@ -525,6 +552,56 @@ async fn a_later_snapshot_stores_what_changed_and_points_to_the_rest() {
         [false, false, true],
         "the leaf that did not change stays where it is"
     );
+    model.check().await;
+}
+
+#[tokio::test]
+async fn a_later_snapshot_of_several_objects_can_be_read_and_gone_on_from() {
+    let mut model = Model::new(3000).await;
+    model.upload(&[writes(1..=3000, 3000)]).await;
+    let later = Later {
+        base: (model.snapshots[0].0.clone(), model.snapshots[0].1),
+        segments: model.behind(1, 2),
+        place: Place::Later,
+    };
+    let prepared = later::prepare_in(&model.workshop, &later, 1000 * 512).await;
+    let prepared = prepared.unwrap();
+    prepared.store(&model.workshop).await.unwrap();
+    let key = prepared.taken.key;
+    let size = model.size(&key).await;
+    let (_, index) = model.open(&key).await.unwrap();
+    let parts = index.root.unwrap().homes;
+    let parts = parts.iter().filter(|home| home.key.contains("/pages/"));
+    assert!(parts.count() >= 2);
+    model.snapshots.push((key, size, 2));
+    model.upload(&[writes([7, 2999], 3000)]).await;
+    model.snapshot().await;
+    model.check().await;
+}
+
+#[tokio::test]
+async fn a_large_later_snapshot_carries_the_interior_pages_as_they_are_now() {
+    let mut model = Model::new(9000).await;
+    model.upload(&[writes(100..=9000, 9000)]).await;
+    model.snapshot().await;
+    model.upload(&[writes([1], 9000)]).await;
+    model.snapshot().await;
+    model.upload(&[writes(100..=9000, 9000)]).await;
+    model.snapshot().await;
+    let carried = async |number: usize| {
+        let (object, _) = model.open(&model.snapshots[number].0).await.unwrap();
+        object.footer.section(SectionKind::InteriorPages)?;
+        let kind = SectionKind::InteriorPages;
+        let section = object.section(model.store(), kind).await.unwrap();
+        Some(decode_interior(&section, SIZE.bytes()).unwrap())
+    };
+    let pages = carried(1).await.expect("it is large");
+    assert_eq!(pages.len(), 128, "the first 64 KiB");
+    for (page, bytes) in pages {
+        assert_eq!(bytes, model.states[1][&page.get()], "page {page:?}");
+    }
+    assert_eq!(carried(2).await, None, "they would take more than it does");
+    assert_eq!(carried(3).await, None, "its base has none");
     model.check().await;
 }
 
@@ -674,7 +751,7 @@ async fn forge(model: &Model, other: impl Fn((u32, u64)) -> Option<Vec<u8>>) -> 
     let mut writer = SegmentWriter::new(out, header.object_id, SIZE, &scratch).unwrap();
     let written = |number: u64| model.written[number as usize - 1].iter();
     let versions = (2..=last).flat_map(|number| written(number).map(move |page| (*page, number)));
-    let versions: std::collections::BTreeSet<(u32, u64)> = versions.collect();
+    let versions: BTreeSet<(u32, u64)> = versions.collect();
     for (page, number) in versions {
         let real = || model.states[number as usize - 1][&page].clone();
         let bytes = other((page, number)).unwrap_or_else(real);

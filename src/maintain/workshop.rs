@@ -64,16 +64,22 @@ impl Workshop {
         key: &str,
         hash: &ObjectHash,
     ) -> Result<TempPath> {
-        let file = draft.file;
-        let file = blocking(move || sync(out, &file).map(|()| file)).await?;
-        match put::put_object(&*self.store, key, &file, hash).await? {
-            Stored::Now(_) | Stored::Before => Ok(file),
+        let file = close(draft, out).await?;
+        self.put(&file, key, hash).await?;
+        Ok(file)
+    }
+
+    /// Stores the object in a file.
+    ///
+    /// # Errors
+    /// As [`Workshop::store`].
+    pub(super) async fn put(&self, file: &Path, key: &str, hash: &ObjectHash) -> Result<()> {
+        match put::put_object(&*self.store, key, file, hash).await? {
+            Stored::Now(_) | Stored::Before => Ok(()),
             Stored::Taken => Err(put::taken(&*self.store, key)),
         }
     }
-}
 
-impl Workshop {
     /// Keeps what was stored, to be read again. To lose it costs requests, and nothing else.
     pub(super) async fn keep(&self, key: String, file: TempPath) {
         let Some(kept) = self.kept.clone() else {
@@ -84,6 +90,15 @@ impl Workshop {
             tracing::debug!("{e}");
         }
     }
+}
+
+/// The file of an object that is written, fsynced.
+///
+/// # Errors
+/// `Disk`.
+pub(super) async fn close(draft: Draft, out: Out) -> Result<TempPath> {
+    let file = draft.file;
+    blocking(move || sync(out, &file).map(|()| file)).await
 }
 
 fn sync(out: Out, path: &Path) -> Result<()> {

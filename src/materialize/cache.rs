@@ -1,9 +1,9 @@
 //! The LRU page cache: verified, inflated blocks, keyed by where they lie (object, block).
 //!
-//! Owns every byte that reading keeps for later, but for timelines and the overlays of open
-//! moments: blocks and single pages on one side; block tables, version lists and map leaves on the
-//! other, so that a scan of pages cannot push out what finds them. Never holds a byte that was not
-//! verified, never waits, never fetches.
+//! Owns every byte that reading keeps in memory for later, but for timelines and the overlays of
+//! open moments: blocks and single pages on one side; block tables, version lists and map leaves on
+//! the other, so that a scan of pages cannot push out what finds them. Never holds a byte that was
+//! not verified, never waits, never fetches.
 //!
 //! Objects go by a number that this cache hands out, one for each key of each replica, and not by
 //! the id that their headers claim: two replicas, or one with a damaged header, could share an id.
@@ -11,6 +11,8 @@
 use crate::format::container::BlockTable;
 use crate::format::ids::{ObjectId, Pgno, Txid};
 use crate::format::snapshot::Leaf;
+use crate::materialize::disk::DiskCache;
+use crate::materialize::hydrate::{HydrateOptions, Hydrator};
 use bytes::Bytes;
 use lru::LruCache;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,8 +22,12 @@ use tokio::sync::Semaphore;
 
 /// What an entry costs beside its value, in bytes: key, links, table slot, allocation.
 const ENTRY_BYTES: u64 = 128;
-/// Below this many bytes one lock serves all: shards would only make the cache smaller.
-const SHARD_BYTES: u64 = 16 << 20;
+/// Locks of pages, and of what finds them, unless each had less than so many bytes: then one lock
+/// serves all. What finds the pages of one object may take some MB, and is kept whole or not at
+/// all.
+const SHARDS: u64 = 16;
+const PIECES_SHARD_BYTES: u64 = 1 << 20;
+const INDEX_SHARD_BYTES: u64 = 16 << 20;
 /// The grain in which the memory of reading ahead is counted, bytes.
 const AHEAD_GRAIN: u64 = 64 << 10;
 
@@ -85,20 +91,41 @@ pub struct BlockCache {
     index: Shards<(ObjectNumber, IndexPiece), Index>,
     objects: AtomicU64,
     ahead: Arc<Semaphore>,
+    disk: Option<(Arc<DiskCache>, Hydrator)>,
     capacity: u64,
 }
 
 impl BlockCache {
     /// A cache for up to `capacity` bytes of inflated pages and of what finds them.
     pub fn new(capacity: u64) -> Self {
+        Self::with(capacity, None)
+    }
+
+    /// The same, and beneath it what is kept on the disk, where moments may be fetched whole.
+    pub fn over(disk: Arc<DiskCache>, hydrate: HydrateOptions, capacity: u64) -> Self {
+        Self::with(capacity, Some((disk, Hydrator::new(hydrate))))
+    }
+
+    fn with(capacity: u64, disk: Option<(Arc<DiskCache>, Hydrator)>) -> Self {
         let grains = (capacity / 4 / AHEAD_GRAIN).min(u64::from(u32::MAX)) as usize;
         Self {
-            pieces: Shards::new(capacity - capacity / 4),
-            index: Shards::new(capacity / 4),
+            pieces: Shards::new(capacity - capacity / 4, PIECES_SHARD_BYTES),
+            index: Shards::new(capacity / 4, INDEX_SHARD_BYTES),
             objects: AtomicU64::new(0),
             ahead: Arc::new(Semaphore::new(grains)),
+            disk,
             capacity,
         }
+    }
+
+    /// What is kept on the disk.
+    pub(crate) fn disk(&self) -> Option<&Arc<DiskCache>> {
+        self.disk.as_ref().map(|(disk, _)| disk)
+    }
+
+    /// Who fetches moments whole, if they are kept on the disk.
+    pub(crate) fn hydrator(&self) -> Option<&Hydrator> {
+        self.disk.as_ref().map(|(_, hydrator)| hydrator)
     }
 
     /// Bytes held at the moment.
@@ -181,8 +208,11 @@ struct Shard<K, V> {
 }
 
 impl<K: Hash + Eq, V: Clone> Shards<K, V> {
-    fn new(capacity: u64) -> Self {
-        let count = if capacity < SHARD_BYTES { 1 } else { 16 };
+    fn new(capacity: u64, shard_bytes: u64) -> Self {
+        let count = match capacity < SHARDS * shard_bytes {
+            true => 1,
+            false => SHARDS,
+        };
         let shard = || Shard {
             entries: LruCache::unbounded(),
             bytes: 0,
@@ -297,6 +327,21 @@ mod tests {
         }
         assert!(cache.leaf(object, 9).is_some());
         assert!(cache.table(object).is_none());
+    }
+
+    #[test]
+    fn what_finds_the_pages_of_a_large_object_is_kept() {
+        let cache = BlockCache::new(64 << 20);
+        let object = cache.number_object();
+        let versions = vec![(Pgno::FIRST, Txid::FIRST); 200_000];
+        let table = Table {
+            id: ObjectId([1; 8]),
+            blocks: BlockTable::default(),
+            slots: Slots::Versions(versions),
+        };
+        let index = Index::Table(Arc::new(table));
+        cache.put_index(object, IndexPiece::Table, index);
+        assert!(cache.table(object).is_some());
     }
 
     #[test]

@@ -1,44 +1,42 @@
-//! From the store into the cache: blocks, block tables, map leaves.
+//! From the store, or from the disk cache, into the cache: blocks, block tables, map leaves.
 //!
 //! Readers that need the same thing share one fetch, which runs in a task of its own: a reader that
 //! gives up strands nobody. What lies close together in an object is read with one ranged GET.
 //! Nothing enters the cache, or reaches a reader, before its checksum was verified.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::container::{BlockRef, Kind, SectionKind, SectionRef};
 use crate::format::ids::{ObjectId, PageSize, Pgno};
 use crate::format::interior::decode_interior;
 use crate::format::key::{Key, ObjectKey};
 use crate::format::segment::SegmentIndex;
 use crate::format::snapshot::{Leaf, LeafRef, SnapshotIndex};
-use crate::materialize::cache::{
-    BlockCache, Index, IndexPiece, ObjectNumber, Piece, Slots, Table, locked,
-};
+use crate::materialize::cache::{BlockCache, Index, IndexPiece, ObjectNumber, Piece, Slots, Table};
+use crate::materialize::disk::PieceKey;
+use crate::materialize::flights::{Flights, Takeoff};
 use crate::materialize::history::Object;
+use crate::materialize::through::through;
 use crate::storage::Store;
 use crate::storage::object::{StoredObject, get_exactly};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::hash::Hash;
-use std::sync::{Arc, Mutex};
-use tokio::sync::watch;
+use std::future::Future;
+use std::sync::Arc;
 
 /// Ranged reads on the way at a time, of one reader.
 pub(crate) const PARALLEL: usize = 32;
 /// Bytes that nobody asked for are read if that saves a request, up to so many.
 const GAP_BYTES: u64 = 16 << 10;
-/// The largest first read of an object, bytes.
-const TAIL_BYTES_MAX: u64 = 512 << 10;
+/// What a transaction takes in the index of a segment, bytes: an entry of the timeline, and mostly
+/// fewer than eight page versions.
+const TRANSACTION_BYTES: u64 = 24;
 /// The largest ranged read of a single reader, bytes.
 pub(crate) const GET_BYTES: u64 = 4 << 20;
+/// Pieces that are read from the disk cache one after the other.
+const KEPT_AT_ONCE: usize = 32;
 
 type BlockKey = (ObjectNumber, u32);
 type IndexKey = (ObjectNumber, IndexPiece);
-type BlockDuty = Takeoff<BlockKey, Bytes>;
-type IndexDuty = Takeoff<IndexKey, Index>;
-
 /// Fetches for all moments of one replica.
 pub(crate) struct Fetcher {
     pub(crate) store: Arc<dyn Store>,
@@ -65,13 +63,14 @@ impl Fetcher {
         }
     }
 
-    /// Blocks, inflated, in the order asked for, in ranged reads of up to `get_bytes`.
+    /// Blocks, inflated, in the order asked for, in ranged reads of up to `get_bytes`; and how many
+    /// of them were asked of the store for this.
     pub(crate) async fn blocks(
         self: &Arc<Self>,
         wanted: &[WantedBlock],
         page_size: PageSize,
         get_bytes: u64,
-    ) -> Result<Vec<Bytes>> {
+    ) -> Result<(Vec<Bytes>, usize)> {
         let mut seats = Vec::with_capacity(wanted.len());
         let mut requests = Vec::new();
         for WantedBlock {
@@ -87,41 +86,121 @@ impl Fetcher {
                 object: Arc::clone(object),
                 offset: block.offset,
                 length: u64::from(block.length),
-                then: (takeoff, *block),
+                then: BlockDuty {
+                    takeoff,
+                    block: *block,
+                    page_size,
+                },
             }));
         }
-        for group in coalesce(requests, get_bytes) {
-            let fetcher = Arc::clone(self);
-            tokio::spawn(async move { fetcher.land_blocks(group, page_size).await });
-        }
+        let missed = self.fetch(requests, get_bytes);
         let mut blocks = Vec::with_capacity(seats.len());
         for seat in seats {
             blocks.push(seat.landed().await?);
         }
-        Ok(blocks)
+        Ok((blocks, missed))
     }
 
-    async fn land_blocks(&self, group: Group<(BlockDuty, BlockRef)>, page_size: PageSize) {
-        let read = self.read_group(&group).await;
-        for (takeoff, block) in group.members {
-            let opened = read.as_ref().map_err(copy).and_then(|bytes| {
-                let stored = within(bytes, block.offset - group.offset, block.length);
-                let pages = block
-                    .open(stored, page_size)
-                    .map_err(|e| self.named(e, &group.object, block.offset))?;
-                Ok(Bytes::from(pages))
+    /// Starts to read what is asked for: from the disk cache what it has, the rest from the store
+    /// in ranged reads of up to `get_bytes`. How many that is of the store.
+    fn fetch<D: Duty>(self: &Arc<Self>, requests: Vec<Request<D>>, get_bytes: u64) -> usize {
+        let kept = |request: &Request<D>| {
+            let disk = self.cache.disk();
+            disk.is_some_and(|disk| disk.has(request.piece()))
+        };
+        let (mut kept, missing): (Vec<_>, Vec<_>) = requests.into_iter().partition(kept);
+        let missed = missing.len();
+        for group in coalesce(missing, get_bytes) {
+            let fetcher = Arc::clone(self);
+            tokio::spawn(async move { fetcher.land(group).await });
+        }
+        while !kept.is_empty() {
+            let some = kept.split_off(kept.len().saturating_sub(KEPT_AT_ONCE));
+            let fetcher = Arc::clone(self);
+            tokio::spawn(async move {
+                for group in coalesce(fetcher.land_kept(some).await, get_bytes) {
+                    fetcher.land(group).await;
+                }
             });
-            if let Ok(bytes) = &opened {
-                let (object, number) = *takeoff.key();
-                self.cache.put(object, Piece::Block(number), bytes.clone());
-            }
-            takeoff.land(opened);
+        }
+        missed
+    }
+
+    /// True if the disk cache has a block, or there is none.
+    pub(crate) fn is_kept(&self, wanted: &WantedBlock) -> bool {
+        let WantedBlock { object, block, .. } = wanted;
+        let piece = object.identity.piece(block.offset, block.length.into());
+        self.cache.disk().is_none_or(|disk| disk.has(piece))
+    }
+
+    /// Reads blocks from the store into the disk cache alone, verified.
+    pub(crate) async fn keep(&self, group: Group<BlockRef>, page_size: PageSize) -> Result<()> {
+        let off = || Error::new(ErrorKind::Disk, "the disk cache keeps nothing now");
+        let disk = self
+            .cache
+            .disk()
+            .filter(|disk| !disk.is_off())
+            .ok_or_else(off)?;
+        let (key, length) = (&group.object.key, group.length);
+        let bytes = get_exactly(&*self.store, key, group.offset, length).await?;
+        let mut verified = Vec::with_capacity(group.members.len());
+        let mut pages = Vec::new();
+        for request in &group.members {
+            let stored = request.within(&bytes, group.offset);
+            pages.clear();
+            let opened = request.then.open_into(&stored, page_size, &mut pages);
+            opened.map_err(|e| self.named(e, &request.object, request.offset))?;
+            verified.push((request.piece(), stored));
+        }
+        match disk.put_in_turn(verified).await {
+            true => Ok(()),
+            false => Err(off()),
         }
     }
 
-    async fn read_group<T>(&self, group: &Group<T>) -> Result<Bytes> {
+    /// Reads a group from the store. What is right goes to those who wait for it, then to the disk
+    /// cache, so that nobody waits for that.
+    async fn land<D: Duty>(&self, group: Group<D>) {
         let (key, length) = (&group.object.key, group.length);
-        get_exactly(&*self.store, key, group.offset, length).await
+        let read = get_exactly(&*self.store, key, group.offset, length).await;
+        let mut verified = Vec::new();
+        for request in group.members {
+            let opened = read.as_ref().map_err(copy).and_then(|bytes| {
+                let stored = request.within(bytes, group.offset);
+                let opened = request.then.open(&stored);
+                let opened = opened.map_err(|e| self.named(e, &request.object, request.offset))?;
+                if self.cache.disk().is_some() {
+                    verified.push((request.piece(), stored));
+                }
+                Ok(opened)
+            });
+            request.then.land(&self.cache, opened);
+        }
+        if let Some(disk) = self.cache.disk() {
+            disk.put(verified);
+        }
+    }
+
+    /// Lands what the disk cache has; gives back what it does not have, or only damaged.
+    async fn land_kept<D: Duty>(&self, requests: Vec<Request<D>>) -> Vec<Request<D>> {
+        let Some(disk) = self.cache.disk() else {
+            return requests;
+        };
+        let stored = disk
+            .get(requests.iter().map(Request::piece).collect())
+            .await;
+        let mut missing = Vec::new();
+        for (request, stored) in requests.into_iter().zip(stored) {
+            match stored.map(|stored| request.then.open(&stored)) {
+                Some(Ok(opened)) => request.then.land(&self.cache, Ok(opened)),
+                Some(Err(_)) => {
+                    disk.forget(request.piece());
+                    missing.push(request);
+                }
+                None => missing.push(request),
+            }
+        }
+        missing
     }
 
     fn named(&self, error: Error, object: &Object, offset: u64) -> Error {
@@ -167,59 +246,80 @@ impl Fetcher {
     }
 
     async fn read_table(&self, object: &Object) -> Result<Table> {
-        let stored = self.open(object).await?;
-        if stored.footer.header.kind == Kind::Segment {
-            let index = self.segment_index(&stored).await?;
-            return Ok(segment_table(stored.footer.header.object_id, index));
+        self.through(object, |store| async move {
+            let stored = open(&*store, object, 0).await?;
+            let id = stored.footer.header.object_id;
+            if stored.footer.header.kind == Kind::Segment {
+                let index = segment_index(&*store, &stored).await?;
+                return Ok(segment_table(id, index));
+            }
+            Ok(snapshot_table(id, snapshot_index(&*store, &stored).await?))
+        })
+        .await
+    }
+
+    /// Reads something of an object by way of the disk cache; `read` may run twice, and verifies
+    /// what it reads.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub(crate) async fn through<T, F>(
+        &self,
+        object: &Object,
+        read: impl Fn(Arc<dyn Store>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        through(&self.store, self.cache.disk(), object, read).await
+    }
+
+    /// A claim, if the disk cache has it.
+    pub(crate) async fn kept_claim(&self, object: &Object) -> Option<Bytes> {
+        let piece = object.identity.piece(0, object.size);
+        self.cache.disk()?.get(vec![piece]).await.pop()?
+    }
+
+    /// Has the disk cache forget a claim; true if it had it.
+    pub(crate) fn forget_claim(&self, object: &Object) -> bool {
+        let piece = object.identity.piece(0, object.size);
+        let disk = self.cache.disk().filter(|disk| disk.has(piece));
+        disk.map(|disk| disk.forget(piece)).is_some()
+    }
+
+    /// Has the disk cache keep a claim, unless it has it.
+    pub(crate) fn keep_claim(&self, object: &Object, bytes: Vec<u8>) {
+        let piece = object.identity.piece(0, object.size);
+        let disk = self.cache.disk().filter(|disk| !disk.has(piece));
+        if let Some(disk) = disk.filter(|_| bytes.len() as u64 == object.size) {
+            disk.put(vec![(piece, bytes.into())]);
         }
-        let index = self.snapshot_index(&stored).await?;
-        Ok(snapshot_table(stored.footer.header.object_id, index))
     }
 
-    /// Reads the footer of an object, and mostly its index with it.
-    pub(crate) async fn open(&self, object: &Object) -> Result<StoredObject> {
-        let tail = tail_bytes(&object.key, object.size);
-        StoredObject::open_tail(&*self.store, &object.key, object.size, tail).await
-    }
-
-    /// Reads the index of a segment.
-    pub(crate) async fn segment_index(&self, stored: &StoredObject) -> Result<SegmentIndex> {
-        let kinds = SegmentIndex::SECTIONS;
-        let [blocks, versions, timeline] = stored.sections(&*self.store, kinds).await?;
-        let present = |section: Option<Vec<u8>>, kind: SectionKind| {
-            section.ok_or_else(|| {
-                let location = self.store.location();
-                Error::corrupt(format!("{location}/{} has no section {kind:?}", stored.key))
-            })
-        };
-        let blocks = present(blocks, kinds[0])?;
-        let versions = present(versions, kinds[1])?;
-        let timeline = present(timeline, kinds[2])?;
-        SegmentIndex::decode(&stored.footer, [&blocks, &versions, &timeline])
-            .map_err(|e| e.context(format!("read {}/{}", self.store.location(), stored.key)))
-    }
-
-    /// Reads the index of a snapshot or a part.
-    pub(crate) async fn snapshot_index(&self, stored: &StoredObject) -> Result<SnapshotIndex> {
-        let kinds = SnapshotIndex::SECTIONS;
-        let sections = stored.sections(&*self.store, kinds).await?;
-        SnapshotIndex::decode(&stored.footer, sections.each_ref().map(Option::as_deref))
-            .map_err(|e| e.context(format!("read {}/{}", self.store.location(), stored.key)))
-    }
-
-    /// The interior pages that a snapshot carries once more.
+    /// The interior pages that a snapshot carries once more. `already`: as they are stored, if that
+    /// was read.
     pub(crate) async fn interior(
         &self,
         object: &Object,
         section: &SectionRef,
+        already: Option<Bytes>,
         page_size: PageSize,
     ) -> Result<Vec<(Pgno, Vec<u8>)>> {
         let (offset, length) = (section.offset, section.length);
-        let stored = get_exactly(&*self.store, &object.key, offset, length).await?;
-        let pages = section
-            .open(&stored)
-            .and_then(|raw| decode_interior(&raw, page_size.bytes()));
-        pages.map_err(|e| self.named(e, object, offset))
+        let open = |stored: &[u8]| {
+            let raw = section.open(stored);
+            let pages = raw.and_then(|raw| decode_interior(&raw, page_size.bytes()));
+            pages.map_err(|e| self.named(e, object, offset))
+        };
+        match already {
+            Some(stored) => open(&stored),
+            None => {
+                let read = |store: Arc<dyn Store>| async move {
+                    open(&get_exactly(&*store, &object.key, offset, length).await?)
+                };
+                self.through(object, read).await
+            }
+        }
     }
 
     /// Leaves of page maps, into the cache; returned in the order asked for.
@@ -238,13 +338,13 @@ impl Fetcher {
                 object: Arc::clone(object),
                 offset: leaf.offset,
                 length: u64::from(leaf.length),
-                then: (takeoff, *leaf),
+                then: LeafDuty {
+                    takeoff,
+                    leaf: *leaf,
+                },
             }));
         }
-        for group in coalesce(requests, GET_BYTES) {
-            let fetcher = Arc::clone(self);
-            tokio::spawn(async move { fetcher.land_leaves(group).await });
-        }
+        self.fetch(requests, GET_BYTES);
         let mut leaves = Vec::with_capacity(seats.len());
         for seat in seats {
             match seat.landed().await? {
@@ -254,36 +354,67 @@ impl Fetcher {
         }
         Ok(leaves)
     }
+}
 
-    async fn land_leaves(&self, group: Group<(IndexDuty, LeafRef)>) {
-        let read = self.read_group(&group).await;
-        for (takeoff, leaf) in group.members {
-            let opened = read.as_ref().map_err(copy).and_then(|bytes| {
-                let stored = within(bytes, leaf.offset - group.offset, leaf.length);
-                let opened = leaf
-                    .open(stored)
-                    .map_err(|e| self.named(e, &group.object, leaf.offset))?;
-                Ok(Index::Leaf(Arc::new(opened)))
-            });
-            if let Ok(index) = &opened {
-                let (object, piece) = *takeoff.key();
-                self.cache.put_index(object, piece, index.clone());
-            }
-            takeoff.land(opened);
-        }
-    }
+/// Reads the footer of an object, and mostly its index with it. `before` says how many bytes before
+/// that are wanted too.
+pub(crate) async fn open(store: &dyn Store, object: &Object, before: u64) -> Result<StoredObject> {
+    let tail = tail_bytes(&object.key, object.size) + before;
+    StoredObject::open_tail(store, &object.key, object.size, tail).await
+}
+
+/// Reads the index of a segment.
+pub(crate) async fn segment_index(
+    store: &dyn Store,
+    stored: &StoredObject,
+) -> Result<SegmentIndex> {
+    let kinds = SegmentIndex::SECTIONS;
+    let [blocks, versions, timeline] = stored.sections(store, kinds).await?;
+    let present = |section: Option<Vec<u8>>, kind: SectionKind| {
+        section.ok_or_else(|| {
+            let location = store.location();
+            Error::corrupt(format!("{location}/{} has no section {kind:?}", stored.key))
+        })
+    };
+    let blocks = present(blocks, kinds[0])?;
+    let versions = present(versions, kinds[1])?;
+    let timeline = present(timeline, kinds[2])?;
+    SegmentIndex::decode(&stored.footer, [&blocks, &versions, &timeline])
+        .map_err(|e| e.context(format!("read {}/{}", store.location(), stored.key)))
+}
+
+/// Reads the index of a snapshot or a part.
+pub(crate) async fn snapshot_index(
+    store: &dyn Store,
+    stored: &StoredObject,
+) -> Result<SnapshotIndex> {
+    let kinds = SnapshotIndex::SECTIONS;
+    let sections = stored.sections(store, kinds).await?;
+    SnapshotIndex::decode(&stored.footer, sections.each_ref().map(Option::as_deref))
+        .map_err(|e| e.context(format!("read {}/{}", store.location(), stored.key)))
 }
 
 /// How much of the end of an object is read first, bytes: what its footer and its index take, as a
-/// rule. A block table is about 1/2,600 of the pages' stored bytes, the index of a segment 1/45;
-/// and a later snapshot has many leaves for its size.
+/// rule. A block table is about 1/2,600 of the pages' stored bytes, and a later snapshot has many
+/// runs for its size. The index of a segment is between 1/40 of it, if its transactions changed
+/// little, and 1/500.
 fn tail_bytes(key: &str, size: u64) -> u64 {
-    let (part, least) = match Key::parse(key).map(|key| key.object) {
-        Some(ObjectKey::Merged { .. }) => (size / 40, 64 << 10),
-        Some(ObjectKey::Snapshot { .. }) => (size / 2048, 256 << 10),
-        _ => (size / 2048, 64 << 10),
+    let (part, least, most) = match Key::parse(key).map(|key| key.object) {
+        Some(ObjectKey::Merged { first, last, .. }) => {
+            let transactions = last.get().saturating_sub(first.get()) + 1;
+            let index = transactions.saturating_mul(TRANSACTION_BYTES);
+            (index.max(size / 400).min(size / 40), 64 << 10, 512 << 10)
+        }
+        Some(ObjectKey::Snapshot { .. }) => (size / 800, 256 << 10, 512 << 10),
+        _ => (size / 2048, 64 << 10, 512 << 10),
     };
-    part.clamp(least, TAIL_BYTES_MAX)
+    part.clamp(least, most)
+}
+
+/// How much of the leaves of a snapshot's map is read along with its index, bytes: all, if they are
+/// few. A query needs one or two of them.
+pub(crate) fn leaves_bytes(size: u64) -> u64 {
+    (size / 256).min(512 << 10)
 }
 
 /// What the cache keeps of a segment's index.
@@ -306,7 +437,7 @@ pub(crate) fn snapshot_table(id: ObjectId, index: SnapshotIndex) -> Table {
 }
 
 /// The same error for another reader that waited for the same thing.
-fn copy(error: &Error) -> Error {
+pub(super) fn copy(error: &Error) -> Error {
     Error::new(error.kind(), error.to_string())
 }
 
@@ -318,16 +449,93 @@ struct Request<T> {
     then: T,
 }
 
-fn within(bytes: &[u8], offset: u64, length: u32) -> &[u8] {
-    &bytes[offset as usize..][..length as usize]
+impl<T> Request<T> {
+    /// What the disk cache calls these bytes.
+    fn piece(&self) -> PieceKey {
+        self.object.identity.piece(self.offset, self.length)
+    }
+
+    /// They, of bytes that begin at `start` in the object.
+    fn within(&self, bytes: &Bytes, start: u64) -> Bytes {
+        let from = (self.offset - start) as usize;
+        bytes.slice(from..from + self.length as usize)
+    }
+}
+
+/// What becomes of the bytes of a request.
+trait Duty: Sized + Send + 'static {
+    type Opened: Send;
+
+    /// Verifies and inflates them.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    fn open(&self, stored: &[u8]) -> Result<Self::Opened>;
+
+    /// Puts what is right into the cache, and gives it to all who wait.
+    fn land(self, cache: &BlockCache, opened: Result<Self::Opened>);
+}
+
+struct BlockDuty {
+    takeoff: Takeoff<BlockKey, Bytes>,
+    block: BlockRef,
+    page_size: PageSize,
+}
+
+impl Duty for BlockDuty {
+    type Opened = Bytes;
+
+    fn open(&self, stored: &[u8]) -> Result<Bytes> {
+        Ok(Bytes::from(self.block.open(stored, self.page_size)?))
+    }
+
+    fn land(self, cache: &BlockCache, opened: Result<Bytes>) {
+        if let Ok(bytes) = &opened {
+            let (object, number) = *self.takeoff.key();
+            cache.put(object, Piece::Block(number), bytes.clone());
+        }
+        self.takeoff.land(opened);
+    }
+}
+
+struct LeafDuty {
+    takeoff: Takeoff<IndexKey, Index>,
+    leaf: LeafRef,
+}
+
+impl Duty for LeafDuty {
+    type Opened = Index;
+
+    fn open(&self, stored: &[u8]) -> Result<Index> {
+        Ok(Index::Leaf(Arc::new(self.leaf.open(stored)?)))
+    }
+
+    fn land(self, cache: &BlockCache, opened: Result<Index>) {
+        if let Ok(index) = &opened {
+            let (object, piece) = *self.takeoff.key();
+            cache.put_index(object, piece, index.clone());
+        }
+        self.takeoff.land(opened);
+    }
+}
+
+/// Blocks as one ranged read each brings them.
+pub(crate) fn neighbours(blocks: Vec<WantedBlock>) -> Vec<Group<BlockRef>> {
+    let request = |wanted: WantedBlock| Request {
+        object: wanted.object,
+        offset: wanted.block.offset,
+        length: wanted.block.length.into(),
+        then: wanted.block,
+    };
+    coalesce(blocks.into_iter().map(request).collect(), GET_BYTES)
 }
 
 /// Requests that one ranged read answers.
-struct Group<T> {
+pub(crate) struct Group<T> {
     object: Arc<Object>,
     offset: u64,
     length: u64,
-    members: Vec<T>,
+    members: Vec<Request<T>>,
 }
 
 /// Puts requests together that lie close to each other in one object, up to `limit` bytes.
@@ -343,104 +551,17 @@ fn coalesce<T>(mut requests: Vec<Request<T>>, limit: u64) -> Vec<Group<T>> {
                     && end - group.offset <= limit =>
             {
                 group.length = group.length.max(end - group.offset);
-                group.members.push(request.then);
+                group.members.push(request);
             }
             _ => groups.push(Group {
-                object: request.object,
+                object: Arc::clone(&request.object),
                 offset: request.offset,
                 length: request.length,
-                members: vec![request.then],
+                members: vec![request],
             }),
         }
     }
     groups
-}
-
-type Landing<V> = Option<Result<V, Error>>;
-
-/// Fetches on their way, by what they bring.
-struct Flights<K, V> {
-    flying: Mutex<HashMap<K, watch::Receiver<Landing<V>>>>,
-}
-
-impl<K, V> Default for Flights<K, V> {
-    fn default() -> Self {
-        Self {
-            flying: Mutex::new(HashMap::new()),
-        }
-    }
-}
-
-/// A reader's place on a flight.
-enum Seat<V> {
-    Landed(V),
-    Flying(watch::Receiver<Landing<V>>),
-}
-
-/// The duty to fetch something and to land it for all that wait. Dropped without that (a panic, the
-/// end of the runtime), those who wait get an error.
-struct Takeoff<K: Hash + Eq, V> {
-    flights: Arc<Flights<K, V>>,
-    key: K,
-    sender: watch::Sender<Landing<V>>,
-}
-
-impl<K: Hash + Eq + Copy, V: Clone> Flights<K, V> {
-    /// A seat, and if nobody fetches this yet the duty to do it. `cached` is looked up under the
-    /// lock, since a flight enters the cache before it leaves the list.
-    fn board(
-        self: &Arc<Self>,
-        key: K,
-        cached: impl FnOnce() -> Option<V>,
-    ) -> (Seat<V>, Option<Takeoff<K, V>>) {
-        let mut flying = locked(&self.flying);
-        match flying.entry(key) {
-            Entry::Occupied(flight) => (Seat::Flying(flight.get().clone()), None),
-            Entry::Vacant(slot) => {
-                if let Some(value) = cached() {
-                    return (Seat::Landed(value), None);
-                }
-                let (sender, receiver) = watch::channel(None);
-                slot.insert(receiver.clone());
-                let takeoff = Takeoff {
-                    flights: Arc::clone(self),
-                    key,
-                    sender,
-                };
-                (Seat::Flying(receiver), Some(takeoff))
-            }
-        }
-    }
-}
-
-impl<K: Hash + Eq, V> Takeoff<K, V> {
-    fn key(&self) -> &K {
-        &self.key
-    }
-
-    fn land(self, result: Result<V>) {
-        self.sender.send_replace(Some(result));
-    }
-}
-
-impl<K: Hash + Eq, V> Drop for Takeoff<K, V> {
-    fn drop(&mut self) {
-        locked(&self.flights.flying).remove(&self.key);
-    }
-}
-
-impl<V: Clone> Seat<V> {
-    async fn landed(self) -> Result<V> {
-        let mut receiver = match self {
-            Self::Landed(value) => return Ok(value),
-            Self::Flying(receiver) => receiver,
-        };
-        match receiver.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(Ok(value))) => Ok(value.clone()),
-            Ok(Some(Err(error))) => Err(copy(error)),
-            Ok(None) | Err(_) => Err(Error::unavailable("a fetch was stopped before it ended")),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -16,12 +16,15 @@ use crate::format::ids::{
 use crate::format::segment::TimelineEntry;
 use crate::format::snapshot::MapRoot;
 use crate::materialize::cache::ObjectNumber;
+use crate::materialize::disk::Identity;
 use crate::materialize::plan::{self, Base, Break, Line, Plan, Reach, Shape, Unplanned, Why};
+use crate::storage::Listed;
 use crate::storage::cover::{Piece, Span, cover};
+use bytes::Bytes;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// A stored object. One value for each key of a replica, as long as listings show it.
 #[derive(Debug)]
@@ -31,15 +34,23 @@ pub(crate) struct Object {
     pub(crate) key: String,
     /// Bytes.
     pub(crate) size: u64,
+    /// What the disk cache calls it.
+    pub(crate) identity: Identity,
     is_gone: AtomicBool,
 }
 
 impl Object {
-    pub(crate) fn new(number: ObjectNumber, key: String, size: u64) -> Self {
-        Self {
-            number,
+    pub(crate) fn new(number: ObjectNumber, location: &str, listed: &Listed) -> Self {
+        let Listed {
             key,
             size,
+            modified,
+        } = listed;
+        Self {
+            number,
+            key: key.clone(),
+            size: *size,
+            identity: Identity::new(location, key, *size, *modified),
             is_gone: AtomicBool::new(false),
         }
     }
@@ -135,8 +146,12 @@ pub(crate) struct Snapshot {
     /// Every object that the map may name, this one among them.
     pub(crate) homes: HashMap<ObjectId, Arc<Object>>,
     pub(crate) point: Point,
+    /// The hash that the level-0 segment behind it carries, if it is known.
+    pub(crate) hands_on: Option<ObjectHash>,
     /// Where its interior pages lie, if it carries them.
     pub(crate) interior: Option<SectionRef>,
+    /// These, as they are stored, if they came with the footer and are not in the cache yet.
+    pub(crate) interior_stored: Mutex<Option<Bytes>>,
     /// The interior pages are, or were, in the cache.
     pub(crate) interior_read: AtomicBool,
 }
@@ -222,7 +237,7 @@ pub(crate) struct Parts {
     pub(crate) damage: Vec<Damage>,
 }
 
-/// The end of a segment of which no more is known.
+/// The end of a segment, or of what a snapshot was made from, of which no more is known.
 #[derive(Clone, Debug)]
 pub(crate) struct Border {
     pub(crate) key: String,
@@ -244,6 +259,8 @@ pub(crate) struct History {
     shape: Shape,
     reach: Reach,
     chunks: Vec<Chunk>,
+    /// How many restore points lie before each chunk.
+    starts: Vec<usize>,
 }
 
 /// Some restore points, ascending; never empty.
@@ -340,6 +357,12 @@ impl History {
         shape.unreadable_snapshots = unreadable.map(|(txid, _)| txid).collect();
         let reach = plan::reach(&shape);
         let chunks = chunks(&snapshots, &segments, &shape, &reach);
+        let starts = chunks.iter().scan(0, |before, chunk| {
+            let start = *before;
+            *before += chunk.points().len();
+            Some(start)
+        });
+        let starts = starts.collect();
         Self {
             id,
             claim,
@@ -350,6 +373,7 @@ impl History {
             shape,
             reach,
             chunks,
+            starts,
         }
     }
 
@@ -446,6 +470,39 @@ impl History {
     pub(crate) fn last(&self) -> Option<RestorePoint> {
         let chunk = self.chunks.last()?;
         Some(self.restore_point(chunk.last()))
+    }
+
+    /// How many restore points there are.
+    pub(crate) fn count(&self) -> usize {
+        let last = self.starts.last().zip(self.chunks.last());
+        last.map_or(0, |(start, chunk)| start + chunk.points().len())
+    }
+
+    /// Restore points from this one on, by their place in the order of txids, from 0.
+    pub(crate) fn points_from(&self, index: usize) -> impl Iterator<Item = RestorePoint> + '_ {
+        let first = self.starts.partition_point(|start| *start <= index);
+        let first = first.saturating_sub(1);
+        let skipped = index - self.starts.get(first).copied().unwrap_or(index);
+        let chunks = self.chunks.get(first..).unwrap_or(&[]);
+        let points = chunks.iter().flat_map(Chunk::points).skip(skipped);
+        points.map(|point| self.restore_point(point))
+    }
+
+    /// How many of the first restore points are so. What holds of one holds of all before it.
+    pub(crate) fn count_while(&self, holds: impl Fn(&RestorePoint) -> bool) -> usize {
+        let holds = |point: &Point| holds(&self.restore_point(point));
+        let index = self.chunks.partition_point(|chunk| holds(chunk.last()));
+        match self.chunks.get(index) {
+            Some(chunk) => self.starts[index] + chunk.points().partition_point(holds),
+            None => self.count(),
+        }
+    }
+
+    /// When its first snapshot was taken, damaged ones too: no earlier time means a commit of it.
+    pub(crate) fn begins(&self) -> Option<Timestamp> {
+        let snapshots = self.snapshots_listed().map(|(_, time)| time);
+        let first = self.chunks.first().map(|chunk| chunk.points()[0].time);
+        snapshots.chain(first).min()
     }
 
     /// Restore points within the times, descending.
@@ -638,7 +695,11 @@ impl Line for Arc<History> {
         });
         let before = index.checked_sub(1).map(|index| self.chunks[index].last());
         let Some(found) = within.and_then(|points| points.last()).or(before) else {
-            return Ok(None);
+            // A snapshot was there by then. If it cannot be read, nobody knows what it would show.
+            let by_then = |(txid, at)| is_before(txid, at);
+            let mut damage = self.damage.iter();
+            let damage = damage.find(|damage| damage.snapshot().is_some_and(by_then));
+            return damage.map_or(Ok(None), |damage| Err(damage.error()));
         };
         if found.time == time {
             // Times ascend: what comes after it is later, whether it is known or not.

@@ -10,7 +10,12 @@
 //! | `overlay` | pure: page versions of many segments, laid over a map |
 //! | [`pages`] | the pages of one moment |
 //! | `fetch` | from the store into the cache: shared, coalesced, verified |
-//! | [`cache`] | the bytes that are kept, within a bound |
+//! | [`points`] | restore points in order, by index, however many there are |
+//! | `flights` | one fetch for all who wait for the same thing |
+//! | [`cache`] | the bytes that are kept in memory, within a bound |
+//! | [`disk`] | what is kept on the disk, across processes |
+//! | [`hydrate`] | which moments are fetched whole, and that |
+//! | `through` | footers and indexes by way of the disk cache |
 //! | [`ahead`] | sees sequential access |
 //!
 //! Callers ask [`replica::Replica`] for restore points and get a [`pages::Database`], which knows
@@ -19,13 +24,18 @@
 
 pub mod ahead;
 pub mod cache;
+pub mod disk;
 pub(crate) mod fetch;
+mod flights;
 pub(crate) mod history;
+pub mod hydrate;
 #[cfg(test)]
 pub(crate) mod model;
 pub(crate) mod narrow;
 pub(crate) mod overlay;
 pub mod pages;
 pub(crate) mod plan;
+pub mod points;
 mod refresh;
 pub mod replica;
+mod through;

@@ -11,10 +11,11 @@ use crate::format::claim::Claim;
 use crate::format::container::{Header, Kind, Parent, Written};
 use crate::format::ids::{
     DatabaseId, GenerationId, ObjectHash, ObjectId, PageSize, Pgno, RestorePoint, Timestamp, Txid,
-    WalEnd, WriterId,
+    WriterId,
 };
 use crate::format::interior::InteriorPages;
 use crate::format::key::{Key, ObjectKey};
+use crate::format::sample;
 use crate::format::segment::{Predecessor, SegmentIndex, SegmentWriter, TimelineEntry};
 use crate::format::snapshot::{
     Home, Leaf, LeafRef, LeafSource, MapRoot, MapToWrite, Run, SnapshotIndex, SnapshotWriter,
@@ -382,16 +383,11 @@ impl Writer {
     fn entry(&self, before: u64, at: u64) -> TimelineEntry {
         let commit = &self.commits[&at];
         let since = self.commits.range(before + 1..=at);
+        let pages = |commit: &Commit| commit.image.len() as u32;
         TimelineEntry {
-            txid: txid(at),
-            time: commit.time,
-            upper_bound: false,
             in_snapshot: commit.in_snapshot,
-            pages: commit.image.len() as u32,
-            min_pages: since
-                .map(|(_, commit)| commit.image.len() as u32)
-                .min()
-                .unwrap(),
+            min_pages: since.map(|(_, commit)| pages(commit)).min().unwrap(),
+            ..TimelineEntry::new(txid(at), commit.time, pages(commit))
         }
     }
 
@@ -723,23 +719,10 @@ impl Writer {
 
     fn header(&mut self, kind: Kind, first: u64, last: u64) -> Header {
         Header {
-            kind,
-            level: 0,
-            page_size: self.page_size,
             object_id: ObjectId(self.random.next().to_be_bytes()),
-            database_id: DatabaseId([3; 16]),
-            writer_id: WriterId([4; 8]),
             generation: self.id,
             parent: self.parent,
-            first: txid(first),
-            last: txid(last),
-            since: txid(first),
-            end: WalEnd::default(),
-            exact: false,
-            thinned: false,
-            sqlite_version: 0,
-            previous: ObjectHash([0; 32]),
-            last_input: ObjectHash([0; 32]),
+            ..sample::header(kind, self.page_size, first, last)
         }
     }
 

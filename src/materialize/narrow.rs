@@ -39,6 +39,8 @@ pub(crate) struct Selection {
     pub(crate) limit: Option<Txid>,
     /// The objects to read.
     pub(crate) catalog: Catalog,
+    /// Snapshots that carry interior pages, each for a generation whose base may carry none itself.
+    pub(crate) interior: Vec<(GenerationId, SnapshotListing)>,
     /// Segments of which the footer is needed, to check those that go on from them.
     pub(crate) borders: Vec<(GenerationId, SegmentListing)>,
     /// The moment lies before this generation, if readers know it: the search begins there.
@@ -222,11 +224,13 @@ impl Selection {
             false => bound,
         };
         let taken = Taken::new(&standing, later, since, next, bound)?;
-        let mut narrowed = GenerationListing::default();
-        // The first one carries interior pages, if the base does not.
-        narrowed
-            .snapshots
-            .extend((!is_lowest).then(|| first.clone()));
+        let mut narrowed = GenerationListing {
+            parts: listing.parts.clone(),
+            ..GenerationListing::default()
+        };
+        // The first one carries interior pages.
+        self.interior
+            .extend((!is_lowest).then(|| (id, first.clone())));
         narrowed.snapshots.push(base.clone());
         narrowed.snapshots.extend(taken.ended_by.cloned());
         narrowed.segments = listed(&standing, &later[..taken.count]);

@@ -3,7 +3,7 @@
 //! An overlay only grows: [`Overlay::extended`] gives a new one that shares nearly everything with
 //! the old one, which readers go on using. Versions lie in sorted runs, the oldest first, each
 //! at least twice as long as the next: a lookup is a binary search in each of a few runs, and a
-//! version is copied O(log n) times in its life. 24 bytes a version.
+//! version is copied O(log n) times in its life. 16 bytes a version.
 //!
 //! All moments between two snapshots share one overlay and differ by the txid they look through.
 
@@ -14,14 +14,15 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Version {
     page: u32,
+    /// Counted from the overlay's `since`.
+    txid: u32,
     /// Index into the overlay's list of objects.
     object: u32,
-    txid: u64,
     slot: u32,
 }
 
 impl Version {
-    fn order(&self) -> (u32, u64) {
+    fn order(&self) -> (u32, u32) {
         (self.page, self.txid)
     }
 }
@@ -63,52 +64,58 @@ pub(crate) struct Found<'a, O> {
 /// Page versions by (page, txid), and shrinks. `O` names an object.
 #[derive(Clone, Debug)]
 pub(crate) struct Overlay<O> {
+    /// No version is as old as this.
+    since: Txid,
     objects: Vec<O>,
-    runs: Vec<Arc<[Version]>>,
+    runs: Vec<Arc<Vec<Version>>>,
     shrinks: Shrinks,
 }
 
-impl<O> Default for Overlay<O> {
-    fn default() -> Self {
+impl<O: Clone> Overlay<O> {
+    /// An overlay for later versions than this one, without any.
+    pub(crate) fn new(since: Txid) -> Self {
         Self {
+            since,
             objects: Vec::new(),
             runs: Vec::new(),
             shrinks: Shrinks::default(),
         }
     }
-}
 
-impl<O: Clone> Overlay<O> {
-    /// This overlay with layers on top, oldest first.
-    ///
-    /// # Panics
-    /// If a layer's transactions do not come after all before.
-    #[must_use]
-    pub(crate) fn extended<'a>(&self, layers: impl IntoIterator<Item = Layer<'a, O>>) -> Self
+    /// This overlay with layers on top, oldest first, whose transactions come after all before.
+    /// `None` if these are more than four billion behind its `since`.
+    pub(crate) fn extended<'a>(
+        &self,
+        layers: impl IntoIterator<Item = Layer<'a, O>>,
+    ) -> Option<Self>
     where
         O: 'a,
     {
         let mut overlay = self.clone();
         for layer in layers {
+            if layer.to.get() - self.since.get() > u64::from(u32::MAX) {
+                return None;
+            }
             overlay.push(&layer);
         }
-        overlay
+        Some(overlay)
     }
 
     fn push(&mut self, layer: &Layer<'_, O>) {
         let object = u32::try_from(self.objects.len()).expect("fewer objects than memory");
         self.objects.push(layer.object.clone());
         let kept = layer.from..=layer.to;
-        let run: Vec<Version> = (0..)
+        let mut run: Vec<Version> = (0..)
             .zip(layer.versions)
             .filter(|(_, (_, txid))| kept.contains(txid))
             .map(|(slot, (page, txid))| Version {
                 page: page.get(),
+                txid: self.count(*txid),
                 object,
-                txid: txid.get(),
                 slot,
             })
             .collect();
+        run.shrink_to_fit();
         self.push_run(run);
         for &shrink in layer.shrinks {
             if kept.contains(&shrink.txid) {
@@ -124,20 +131,26 @@ impl<O: Clone> Overlay<O> {
         while let Some(older) = self.runs.pop_if(|older| older.len() < 2 * run.len()) {
             run = merged(&older, &run);
         }
-        self.runs.push(run.into());
+        self.runs.push(Arc::new(run));
+    }
+
+    /// A transaction as versions name it.
+    fn count(&self, txid: Txid) -> u32 {
+        u32::try_from(txid.get().saturating_sub(self.since.get())).unwrap_or(u32::MAX)
     }
 
     /// The newest version of a page after `since`, up to `through`.
     pub(crate) fn newest(&self, page: Pgno, since: Txid, through: Txid) -> Option<Found<'_, O>> {
         self.runs.iter().rev().find_map(|run| {
-            let wanted = (page.get(), through.get());
+            let wanted = (page.get(), self.count(through));
             let end = run.partition_point(|version| version.order() <= wanted);
             let version = run[..end].last()?;
-            if version.page != page.get() || version.txid <= since.get() {
+            if version.page != page.get() || version.txid <= self.count(since) {
                 return None;
             }
+            let txid = self.since.get() + u64::from(version.txid);
             Some(Found {
-                txid: Txid::new(version.txid).expect("made from a txid"),
+                txid: Txid::new(txid).expect("made from a txid"),
                 object: &self.objects[version.object as usize],
                 slot: version.slot,
             })
@@ -153,6 +166,13 @@ impl<O: Clone> Overlay<O> {
     /// The objects of the layers, in their order.
     pub(crate) fn objects(&self) -> &[O] {
         &self.objects
+    }
+
+    /// About how many bytes it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let versions = self.runs.iter().map(|run| size_of_val(&run[..]));
+        let shrinks = size_of_val(&self.shrinks.all[..]);
+        versions.sum::<usize>() + shrinks + size_of_val(&self.objects[..])
     }
 
     #[cfg(test)]
@@ -241,7 +261,7 @@ mod tests {
 
     /// Segments of consecutive transactions, each a list of touched pages.
     fn layered(segments: &[Vec<Vec<u32>>]) -> Overlay<usize> {
-        let mut overlay = Overlay::default();
+        let mut overlay = Overlay::new(Txid::FIRST);
         let mut next = 2;
         for (index, transactions) in segments.iter().enumerate() {
             let from = next;
@@ -252,13 +272,14 @@ mod tests {
             }
             versions.sort();
             versions.dedup();
-            overlay = overlay.extended([Layer {
+            let layer = Layer {
                 object: &index,
                 versions: &versions,
                 from: txid(from),
                 to: txid(next.max(from + 1) - 1),
                 shrinks: &[],
-            }]);
+            };
+            overlay = overlay.extended([layer]).unwrap();
         }
         overlay
     }
@@ -297,13 +318,14 @@ mod tests {
     #[test]
     fn only_the_range_that_a_plan_gives_to_a_segment_counts() {
         let versions = [(page(1), txid(5)), (page(1), txid(9)), (page(2), txid(7))];
-        let overlay = Overlay::default().extended([Layer {
+        let layer = Layer {
             object: &"merged",
             versions: &versions,
             from: txid(6),
             to: txid(8),
             shrinks: &[],
-        }]);
+        };
+        let overlay = Overlay::new(txid(1)).extended([layer]).unwrap();
         assert_eq!(overlay.newest(page(1), txid(1), txid(99)), None);
         let found = overlay.newest(page(2), txid(1), txid(99)).unwrap();
         assert_eq!((found.object, found.slot), (&"merged", 2));
@@ -312,13 +334,14 @@ mod tests {
     #[test]
     fn an_older_overlay_does_not_see_what_was_laid_over_a_copy() {
         let old = layered(&[vec![vec![1]]]);
-        let new = old.extended([Layer {
+        let layer = Layer {
             object: &7,
             versions: &[(page(1), txid(3))],
             from: txid(3),
             to: txid(3),
             shrinks: &[],
-        }]);
+        };
+        let new = old.extended([layer]).unwrap();
         let newest = |overlay: &Overlay<usize>| {
             let found = overlay.newest(page(1), txid(1), txid(9)).unwrap();
             found.txid.get()
@@ -327,8 +350,36 @@ mod tests {
     }
 
     #[test]
+    fn transactions_are_counted_from_the_snapshot_up_to_four_billion() {
+        let since = 1 << 60;
+        let layer = |first: u64, last: u64| Layer {
+            object: &"one",
+            versions: &[],
+            from: txid(since + first),
+            to: txid(since + last),
+            shrinks: &[],
+        };
+        let most = u64::from(u32::MAX);
+        let versions = [(page(1), txid(since + 1)), (page(1), txid(since + most))];
+        let whole = Layer {
+            versions: &versions,
+            ..layer(1, most)
+        };
+        let overlay = Overlay::new(txid(since)).extended([whole]).unwrap();
+        let newest = |through| {
+            let found = overlay.newest(page(1), txid(since), txid(through));
+            found.map(|found| found.txid.get() - since)
+        };
+        assert_eq!(newest(since), None);
+        assert_eq!(newest(since + most - 1), Some(1));
+        assert_eq!(newest(u64::MAX), Some(most));
+        let more = overlay.extended([layer(most + 1, most + 1)]);
+        assert!(more.is_none());
+    }
+
+    #[test]
     fn a_page_beyond_a_shrink_is_cut_off_and_one_written_after_it_is_not() {
-        let mut overlay = Overlay::<u8>::default();
+        let mut overlay = Overlay::<u8>::new(Txid::FIRST);
         overlay.shrinks.push(shrink(9, 10, 5));
         assert!(overlay.cut_off(page(6), txid(9), txid(10)));
         assert!(!overlay.cut_off(page(5), txid(9), txid(10)));
@@ -338,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_version_between_two_kept_transactions_survives_the_shrink_between_them() {
-        let mut overlay = Overlay::<u8>::default();
+        let mut overlay = Overlay::<u8>::new(Txid::FIRST);
         overlay.shrinks.push(shrink(3, 10, 5));
         assert!(!overlay.cut_off(page(6), txid(8), txid(12)));
         assert!(overlay.cut_off(page(6), txid(3), txid(12)));

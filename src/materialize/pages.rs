@@ -10,15 +10,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::ids::{ObjectId, PageSize, Pgno, RestorePoint, Txid};
 use crate::format::snapshot::{LEAF_PAGES, Leaf, LeafRef};
 pub use crate::materialize::ahead::ReadAhead;
-use crate::materialize::cache::{BlockCache, ObjectNumber, Piece, Table};
+use crate::materialize::cache::{BlockCache, ObjectNumber, Piece, Table, locked};
 use crate::materialize::fetch::{GET_BYTES, WantedBlock};
 use crate::materialize::history::{Object, Snapshot};
+use crate::materialize::hydrate::Misses;
 use crate::materialize::overlay::Overlay;
 use crate::materialize::replica::{PLANS, Replica};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Reading ahead splits what it fetches into about so many ranged reads.
 const AHEAD_READS: u64 = 8;
@@ -34,6 +35,7 @@ pub struct Database {
     page_size: PageSize,
     /// Planned anew when objects vanish.
     layout: RwLock<Arc<Layout>>,
+    misses: Mutex<Misses>,
     /// Reading ahead starts from threads that are none of the runtime's.
     runtime: tokio::runtime::Handle,
 }
@@ -191,6 +193,7 @@ impl Database {
             point,
             page_size: layout.page_size,
             layout: RwLock::new(layout),
+            misses: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         }
     }
@@ -212,6 +215,15 @@ impl Database {
 
     pub(crate) fn replica(&self) -> &Arc<Replica> {
         &self.replica
+    }
+
+    /// How its reads miss.
+    pub(crate) fn misses(&self) -> MutexGuard<'_, Misses> {
+        locked(&self.misses)
+    }
+
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
     }
 
     pub(crate) fn layout(&self) -> Arc<Layout> {
@@ -280,7 +292,13 @@ impl Database {
     /// `NotFound` if it is gone for good.
     pub(crate) async fn plan_anew(&self) -> Result<()> {
         self.replica.refresh().await?;
-        let layout = self.replica.layout(&self.point).await?;
+        let layout = match self.replica.layout(&self.point).await {
+            // It was whole when it was opened.
+            Err(e) if self.replica.has_dropped(&self.point) => {
+                return Err(Error::not_found(format!("deleted while it was open: {e}")));
+            }
+            layout => layout?,
+        };
         *self.layout.write().unwrap_or_else(PoisonError::into_inner) = layout;
         Ok(())
     }
@@ -356,7 +374,11 @@ impl Database {
     }
 
     /// Finds pages, fetching what is not in memory.
-    async fn spots(&self, layout: &Layout, pages: RangeInclusive<u32>) -> Result<Vec<Spot>> {
+    async fn spots(
+        self: &Arc<Self>,
+        layout: &Layout,
+        pages: RangeInclusive<u32>,
+    ) -> Result<Vec<Spot>> {
         let mut held = Held::default();
         loop {
             let mut spots = Vec::with_capacity(pages.clone().count());
@@ -372,7 +394,11 @@ impl Database {
             }
             let blocks = self.find(misses, &mut held).await?;
             let fetcher = self.replica.fetcher();
-            let bytes = fetcher.blocks(&blocks, self.page_size, GET_BYTES).await?;
+            let fetched = fetcher.blocks(&blocks, self.page_size, GET_BYTES).await;
+            let (bytes, missed) = fetched?;
+            if let Some(hydrator) = fetcher.cache.hydrator() {
+                hydrator.missed(self, missed);
+            }
             for (block, bytes) in blocks.iter().zip(bytes) {
                 held.blocks
                     .insert((block.object.number, block.number), bytes);
@@ -456,11 +482,42 @@ impl Database {
     }
 
     async fn fetch_ahead(&self, range: Range<u64>) -> Result<()> {
-        let layout = self.layout();
+        let fetcher = self.replica.fetcher();
+        let blocks = self.missing(self.pages_of(range)).await?;
+        let stored: u64 = blocks
+            .iter()
+            .map(|block| u64::from(block.block.length))
+            .sum();
+        let get_bytes = (stored / AHEAD_READS).clamp(AHEAD_BYTES_MIN, GET_BYTES);
+        fetcher.blocks(&blocks, self.page_size, get_bytes).await?;
+        Ok(())
+    }
+
+    /// The blocks of some bytes that are neither in memory nor in the disk cache, each once.
+    ///
+    /// # Errors
+    /// As [`Database::read`].
+    pub(crate) async fn missing_on_disk(&self, range: Range<u64>) -> Result<Vec<WantedBlock>> {
         let fetcher = self.replica.fetcher();
         let pages = self.pages_of(range);
+        let mut seen = HashSet::new();
+        let mut blocks = Vec::new();
+        for first in pages.clone().step_by(LEAF_PAGES as usize) {
+            let last = first.saturating_add(LEAF_PAGES - 1).min(*pages.end());
+            let mut missing = self.missing(first..=last).await?;
+            missing.retain(|b| !fetcher.is_kept(b) && seen.insert((b.object.number, b.number)));
+            blocks.append(&mut missing);
+            // There may be many pages, and readers wait.
+            tokio::task::yield_now().await;
+        }
+        Ok(blocks)
+    }
+
+    /// The blocks of pages that are not in memory.
+    async fn missing(&self, pages: RangeInclusive<u32>) -> Result<Vec<WantedBlock>> {
+        let layout = self.layout();
         let mut held = Held::default();
-        let blocks = loop {
+        loop {
             let mut misses = Vec::new();
             for number in pages.clone() {
                 misses.extend(self.spot(&layout, &mut held, number)?.err());
@@ -469,16 +526,9 @@ impl Database {
             let rounds = misses.iter().any(|miss| !matches!(miss, Miss::Block(_)));
             let blocks = self.find(misses, &mut held).await?;
             if !rounds {
-                break blocks;
+                return Ok(blocks);
             }
-        };
-        let stored: u64 = blocks
-            .iter()
-            .map(|block| u64::from(block.block.length))
-            .sum();
-        let get_bytes = (stored / AHEAD_READS).clamp(AHEAD_BYTES_MIN, GET_BYTES);
-        fetcher.blocks(&blocks, self.page_size, get_bytes).await?;
-        Ok(())
+        }
     }
 }
 

@@ -113,7 +113,7 @@ pub(crate) fn reach(shape: &Shape) -> Reach {
             Some(limit) => from <= limit,
             // A fuzzy snapshot may be listed before the segments up to its txid are: that is no
             // break. Segments behind a gap are one.
-            None => shape.known_through() > last,
+            None => shape.known_through() > last && !shape.awaits(why),
         };
         if is_known {
             let why = match (why, limit) {
@@ -159,6 +159,17 @@ impl Shape {
         let covered = self.pieces.last().map(|piece| piece.to);
         let unreadable = self.unreadable.last().map(|&(first, _)| first);
         covered.max(unreadable).unwrap_or(Txid::FIRST)
+    }
+
+    /// True if only the snapshot of the last transaction of all is not there: a mark is stored
+    /// before its snapshot.
+    fn awaits(&self, why: Why) -> bool {
+        let Why::SnapshotMissing(mark) = why else {
+            return false;
+        };
+        let is_listed = self.snapshots.iter().any(|base| base.txid == mark)
+            || self.unreadable_snapshots.contains(&mark);
+        mark == self.known_through() && !is_listed
     }
 
     /// True if anything is listed that holds one of these transactions, or should.

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::claim::Claim;
 use crate::format::container::{Footer, Header, Kind, Parent, SectionKind, SectionRef};
 use crate::format::ids::{GenerationId, ObjectHash, RestorePoint, Timestamp, Txid};
+use crate::format::interior::STORED_MAX;
 use crate::format::key::{GENERATIONS, Key, ObjectKey};
 use crate::format::moment::Moment;
 use crate::format::segment::{Predecessor, SegmentIndex, decode_predecessors};
@@ -22,15 +23,16 @@ use crate::materialize::history::{
 };
 use crate::materialize::narrow::{self, Narrowed, Selection};
 use crate::materialize::plan::{self, Line};
-use crate::storage::Listed;
 use crate::storage::catalog::{Catalog, GenerationListing, SegmentListing, SnapshotListing};
 use crate::storage::cover::Span;
 use crate::storage::object::{StoredObject, get_exactly};
+use crate::storage::{Listed, Store};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{Stream, StreamExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 /// Listings that one refresh takes at most.
 const LISTINGS: u32 = 3;
@@ -63,7 +65,8 @@ pub(crate) struct Loader {
 /// Something to read.
 enum Job {
     Claim(GenerationId, Arc<Object>),
-    Snapshot(GenerationId, SnapshotListing, Arc<Object>),
+    /// With so many bytes before its index.
+    Snapshot(GenerationId, SnapshotListing, Arc<Object>, u64),
     Segment(GenerationId, SegmentListing, Arc<Object>),
 }
 
@@ -71,7 +74,9 @@ impl Job {
     async fn read(&self, fetcher: &Fetcher) -> Result<Loaded> {
         match self {
             Self::Claim(id, object) => read_claim(fetcher, *id, object).await,
-            Self::Snapshot(id, listed, object) => read_snapshot(fetcher, *id, listed, object).await,
+            Self::Snapshot(id, listed, object, before) => {
+                read_snapshot(fetcher, *id, listed, object, *before).await
+            }
             Self::Segment(id, listed, object) => read_segment(fetcher, *id, listed, object).await,
         }
     }
@@ -91,6 +96,7 @@ struct ReadSnapshot {
     stored: u64,
     point: Point,
     interior: Option<SectionRef>,
+    interior_stored: Option<Bytes>,
 }
 
 /// What went wrong with which object.
@@ -143,7 +149,8 @@ impl Loader {
             }
             self.forget_unlisted(&catalog);
             let counting: Counting = catalog.generations.iter().map(counting).collect();
-            let failures = self.read_new(&catalog, &counting).await?;
+            let mut failures = self.read_new(&catalog, &counting, false).await?;
+            self.reread_claims(&catalog, &mut failures).await?;
             let vanished = failures
                 .values()
                 .any(|(_, _, e)| e.kind() == ErrorKind::NotFound);
@@ -155,6 +162,7 @@ impl Loader {
             self.forget_incomplete();
             self.catalog = Arc::new(catalog);
             self.is_settled = histories.values().all(|history| history.damage.is_empty());
+            self.keep_claims(&histories);
             if !unsure || listing == LISTINGS {
                 let catalog = Arc::clone(&self.catalog);
                 return Ok(Some(Refreshed { catalog, histories }));
@@ -176,7 +184,7 @@ impl Loader {
         // The next refresh must not take what it has for all that there is.
         self.is_settled &= catalog == *self.catalog;
         self.forget_unlisted(&catalog);
-        let selection = loop {
+        let mut selection = loop {
             let claims = |id| self.parent(&catalog, id);
             match narrow::narrow(&catalog, &claims, moment, generation) {
                 Narrowed::To(selection) => break selection,
@@ -184,21 +192,72 @@ impl Loader {
                 Narrowed::Claims(_) | Narrowed::Unclear => return Ok(None),
             }
         };
-        let counting: Counting = selection.catalog.generations.iter().map(counting).collect();
-        let fetcher = Arc::clone(&self.fetcher);
-        let (failures, borders) = tokio::try_join!(
-            self.read_new(&selection.catalog, &counting),
-            read_borders(&fetcher, &selection.borders)
-        )?;
-        let Some(borders) = borders.filter(|_| failures.is_empty()) else {
+        if !self.read_selected(&selection.catalog).await? {
+            return Ok(None);
+        }
+        if self.add_interior(&mut selection) && !self.read_selected(&selection.catalog).await? {
+            return Ok(None);
+        }
+        let Some(borders) = self.borders(&selection).await? else {
             return Ok(None);
         };
+        let counting: Counting = selection.catalog.generations.iter().map(counting).collect();
         let none = Histories::new();
+        let failures = Failures::new();
         let histories = self.assemble(&selection.catalog, &counting, failures, &borders, &none);
         self.forget_incomplete();
         let point = found(&selection, &histories, moment);
         let catalog = Arc::new(selection.catalog);
         Ok(point.map(|point| (Refreshed { catalog, histories }, point)))
+    }
+
+    /// Reads what a moment is to be opened from; true if all of it could be read.
+    async fn read_selected(&mut self, catalog: &Catalog) -> Result<bool> {
+        let counting: Counting = catalog.generations.iter().map(counting).collect();
+        let mut failures = self.read_new(catalog, &counting, true).await?;
+        self.reread_claims(catalog, &mut failures).await?;
+        Ok(failures.is_empty())
+    }
+
+    /// Selects the snapshots that carry interior pages where the bases do not; true if there are
+    /// any.
+    fn add_interior(&self, selection: &mut Selection) -> bool {
+        let mut is_any = false;
+        for (id, first) in std::mem::take(&mut selection.interior) {
+            let listing = selection.catalog.generations.get_mut(&id);
+            let snapshots = &mut listing.expect("it was selected").snapshots;
+            let carries = |listed: &SnapshotListing| {
+                let read = self.snapshots.get(&listed.object.key);
+                read.is_some_and(|snapshot| snapshot.interior.is_some())
+            };
+            if !snapshots.first().is_some_and(carries) {
+                snapshots.insert(0, first);
+                is_any = true;
+            }
+        }
+        is_any
+    }
+
+    /// What the first segments of a selection go on from: as the snapshot before them says that was
+    /// read, else as the segments before them say. `None` if one of these is not what its name
+    /// says.
+    async fn borders(&self, selection: &Selection) -> Result<Option<Borders>> {
+        let said = |(id, listed): &(GenerationId, SegmentListing)| {
+            let mut snapshots = selection.catalog.generations[id].snapshots.iter();
+            let snapshot = snapshots.find(|snapshot| Some(snapshot.txid) == listed.last)?;
+            let key = &snapshot.object.key;
+            let border = Border {
+                key: key.clone(),
+                last: snapshot.txid,
+                hands_on: self.snapshots.get(key)?.hands_on?,
+            };
+            Some((*id, border))
+        };
+        let known: Borders = selection.borders.iter().filter_map(said).collect();
+        let unknown = selection.borders.iter();
+        let unknown: Vec<_> = unknown.filter(|(id, _)| !known.contains_key(id)).collect();
+        let read = read_borders(&self.fetcher, &unknown).await?;
+        Ok(read.map(|read| read.into_iter().chain(known).collect()))
     }
 
     /// What the claim of a generation names, if it was read.
@@ -241,7 +300,8 @@ impl Loader {
         for object in catalog.generations.values().flat_map(objects) {
             if !self.objects.contains_key(&object.key) {
                 let number = self.fetcher.cache.number_object();
-                let known = Object::new(number, object.key.clone(), object.size);
+                let location = self.fetcher.store.location();
+                let known = Object::new(number, location, object);
                 self.objects.insert(object.key.clone(), Arc::new(known));
             }
         }
@@ -285,9 +345,15 @@ impl Loader {
             .collect();
     }
 
-    async fn read_new(&mut self, catalog: &Catalog, counting: &Counting<'_>) -> Result<Failures> {
+    /// Reads what is not known yet. `opening` says that a moment of what is listed will be opened.
+    async fn read_new(
+        &mut self,
+        catalog: &Catalog,
+        counting: &Counting<'_>,
+        opening: bool,
+    ) -> Result<Failures> {
         let mut failures = Failures::new();
-        let mut jobs = self.claims_and_snapshots(catalog);
+        let mut jobs = self.claims_and_snapshots(catalog, opening);
         for stride in STRIDES {
             jobs.extend(self.segments_to_read(catalog, counting, &failures, stride));
             let mut results = read_all(&self.fetcher, std::mem::take(&mut jobs));
@@ -299,16 +365,21 @@ impl Loader {
         Ok(failures)
     }
 
-    fn claims_and_snapshots(&self, catalog: &Catalog) -> Vec<Job> {
+    fn claims_and_snapshots(&self, catalog: &Catalog, opening: bool) -> Vec<Job> {
         let mut jobs = Vec::new();
         for (&id, generation) in &catalog.generations {
             let claim = generation.claim.iter();
             let claim = claim.filter(|claim| !self.claims.contains_key(&claim.key));
             jobs.extend(claim.map(|claim| Job::Claim(id, self.object(claim))));
-            for snapshot in &generation.snapshots {
+            for (index, snapshot) in generation.snapshots.iter().enumerate() {
                 if !self.snapshots.contains_key(&snapshot.object.key) {
                     let object = self.object(&snapshot.object);
-                    jobs.push(Job::Snapshot(id, snapshot.clone(), object));
+                    // The first one carries interior pages, or it is the base, which may.
+                    let before = match opening && index == 0 {
+                        true => interior_bytes(generation, snapshot),
+                        false => 0,
+                    };
+                    jobs.push(Job::Snapshot(id, snapshot.clone(), object, before));
                 }
             }
         }
@@ -351,7 +422,7 @@ impl Loader {
     fn keep(&mut self, job: Job, result: Result<Loaded>, failures: &mut Failures) -> Result<()> {
         let (id, what, object) = match job {
             Job::Claim(id, object) => (id, Damaged::Claim, object),
-            Job::Snapshot(id, listed, object) => {
+            Job::Snapshot(id, listed, object, _) => {
                 let SnapshotListing { txid, time, .. } = listed;
                 (id, Damaged::Snapshot { txid, time }, object)
             }
@@ -387,6 +458,7 @@ impl Loader {
             stored,
             point,
             interior,
+            interior_stored,
         } = read;
         // A home that is not listed makes the snapshot incomplete, so that nothing is read from it;
         // it may be listed next time, under the number that it gets then.
@@ -403,7 +475,9 @@ impl Loader {
             root,
             stored,
             point,
+            hands_on: (header.last_input != ObjectHash([0; 32])).then_some(header.last_input),
             interior,
+            interior_stored: Mutex::new(interior_stored),
             interior_read: AtomicBool::new(false),
         }
     }
@@ -480,6 +554,48 @@ impl Loader {
         histories
     }
 
+    /// Has the disk cache keep claims. They have no checksum: what a claim says is certain once the
+    /// segment that goes on from it carries its hash.
+    fn keep_claims(&self, histories: &Histories) {
+        for history in histories.values() {
+            let Some(read) = &history.claim else {
+                continue;
+            };
+            let is_certain = history
+                .segments
+                .iter()
+                .any(|s| goes_on(s, read) == Some(true));
+            let bytes = read.claim.encode();
+            if is_certain && *blake3::hash(&bytes).as_bytes() == read.hash.0 {
+                self.fetcher.keep_claim(&read.object, bytes);
+            }
+        }
+    }
+
+    /// Reads claims anew that the disk cache had and that do not fit.
+    async fn reread_claims(&mut self, catalog: &Catalog, failures: &mut Failures) -> Result<()> {
+        let mut jobs = Vec::new();
+        for (&id, generation) in &catalog.generations {
+            let claim = generation.claim.as_ref();
+            let Some(read) = claim.and_then(|claim| self.claims.get(&claim.key)) else {
+                continue;
+            };
+            let segments = generation.segments.iter();
+            let segments = segments.filter_map(|listed| self.segments.get(&listed.object.key));
+            let is_misfit = segments
+                .map(|segment| goes_on(segment, read))
+                .any(|fits| fits == Some(false));
+            if is_misfit && self.fetcher.forget_claim(&read.object) {
+                jobs.push(Job::Claim(id, Arc::clone(&read.object)));
+            }
+        }
+        let mut results = read_all(&self.fetcher, jobs);
+        while let Some((job, result)) = results.next().await {
+            self.keep(job, result, failures)?;
+        }
+        Ok(())
+    }
+
     fn parts(
         &self,
         id: GenerationId,
@@ -541,10 +657,21 @@ fn found(selection: &Selection, histories: &Histories, moment: Moment) -> Option
     None
 }
 
+/// What the interior pages that a snapshot carries take at most, as a rule, bytes: 0.2 % of a
+/// database, up to a limit, and a first snapshot that comes in parts is larger than that; a later
+/// one carries none that take more than a hundredth of it.
+fn interior_bytes(generation: &GenerationListing, snapshot: &SnapshotListing) -> u64 {
+    let limit = STORED_MAX as u64;
+    match snapshot.txid > Txid::FIRST || generation.parts.is_empty() {
+        true => limit.min(snapshot.object.size / 128),
+        false => limit,
+    }
+}
+
 /// Reads the footers of segments, as far as their ends; `None` if one is not what its name says.
 async fn read_borders(
     fetcher: &Fetcher,
-    wanted: &[(GenerationId, SegmentListing)],
+    wanted: &[&(GenerationId, SegmentListing)],
 ) -> Result<Option<Borders>> {
     let reads = wanted
         .iter()
@@ -568,8 +695,15 @@ async fn read_border(
     listed: &SegmentListing,
 ) -> Result<Option<Border>> {
     let Listed { key, size, .. } = &listed.object;
-    let opened = StoredObject::open_tail(&*fetcher.store, key, *size, BORDER_BYTES).await?;
-    let footer = opened.footer;
+    let object = Object::new(
+        fetcher.cache.number_object(),
+        fetcher.store.location(),
+        &listed.object,
+    );
+    let open = |store: Arc<dyn Store>| async move {
+        StoredObject::open_tail(&*store, key, *size, BORDER_BYTES).await
+    };
+    let footer = fetcher.through(&object, open).await?.footer;
     let header = &footer.header;
     let named = narrow::span(listed);
     let is_named = header.level == named.level
@@ -635,6 +769,12 @@ fn damaged(listed: &SegmentListing) -> Damaged {
     Damaged::Segment { first, last }
 }
 
+/// Whether a segment carries the hash of a claim; `None` if another one is to.
+fn goes_on(segment: &Segment, claim: &ReadClaim) -> Option<bool> {
+    let is_first = segment.first == Txid::FIRST.next();
+    is_first.then(|| segment.previous == claim.hash)
+}
+
 async fn read_claim(fetcher: &Fetcher, id: GenerationId, object: &Arc<Object>) -> Result<Loaded> {
     let location = fetcher.store.location();
     let named = |e: Error| e.context(format!("read {location}/{}", object.key));
@@ -644,20 +784,31 @@ async fn read_claim(fetcher: &Fetcher, id: GenerationId, object: &Arc<Object>) -
             "a claim of {size} bytes, expected at most {CLAIM_BYTES}"
         ))));
     }
+    if let Some(kept) = fetcher.kept_claim(object).await {
+        match decode_claim(id, object, &kept) {
+            Ok(claim) => return Ok(Loaded::Claim(claim)),
+            Err(_) => fetcher.forget_claim(object),
+        };
+    }
     let bytes = get_exactly(&*fetcher.store, &object.key, 0, object.size).await?;
-    let claim = Claim::decode(&bytes).map_err(named)?;
+    let claim = decode_claim(id, object, &bytes).map_err(named)?;
+    Ok(Loaded::Claim(claim))
+}
+
+fn decode_claim(id: GenerationId, object: &Arc<Object>, bytes: &[u8]) -> Result<ReadClaim> {
+    let claim = Claim::decode(bytes)?;
+    let hash = ObjectHash(*blake3::hash(bytes).as_bytes());
     if claim.generation != id {
         let seen = claim.generation;
-        return Err(named(Error::corrupt(format!(
+        return Err(Error::corrupt(format!(
             "it is the claim of generation {seen}"
-        ))));
+        )));
     }
-    let hash = ObjectHash(*blake3::hash(&bytes).as_bytes());
-    Ok(Loaded::Claim(ReadClaim {
+    Ok(ReadClaim {
         object: Arc::clone(object),
         claim,
         hash,
-    }))
+    })
 }
 
 async fn read_snapshot(
@@ -665,15 +816,22 @@ async fn read_snapshot(
     id: GenerationId,
     listed: &SnapshotListing,
     object: &Object,
+    before: u64,
 ) -> Result<Loaded> {
-    let stored = fetcher.open(object).await?;
-    let header = &stored.footer.header;
+    let before_index = fetch::leaves_bytes(object.size) + before;
     let wrong = |what: &str| {
         let location = fetcher.store.location();
         Error::corrupt(format!("{location}/{}: {what}", object.key))
     };
-    agree(id, Kind::Snapshot, Some(listed.hash8), &stored.footer).map_err(wrong)?;
-    let index = fetcher.snapshot_index(&stored).await?;
+    let (stored, index) = fetcher
+        .through(object, |store| async move {
+            let stored = fetch::open(&*store, object, before_index).await?;
+            agree(id, Kind::Snapshot, Some(listed.hash8), &stored.footer).map_err(wrong)?;
+            let index = fetch::snapshot_index(&*store, &stored).await?;
+            Ok((stored, index))
+        })
+        .await?;
+    let header = &stored.footer.header;
     let root = index
         .root
         .clone()
@@ -685,12 +843,17 @@ async fn read_snapshot(
             "its header, its timeline and its key contradict each other",
         ));
     }
+    let interior = stored.footer.section(SectionKind::InteriorPages);
+    // What came by chance is dropped: of many snapshots a moment needs those of one.
+    let wanted = interior.filter(|_| before > 0);
+    let interior_stored = wanted.and_then(|s| stored.read_already(s.offset, s.length));
     let read = ReadSnapshot {
         header: header.clone(),
         root,
         stored: index.stored.iter().map(|run| u64::from(run.count)).sum(),
         point: Point::from(&entry),
-        interior: stored.footer.section(SectionKind::InteriorPages).cloned(),
+        interior: interior.cloned(),
+        interior_stored,
     };
     let table = fetch::snapshot_table(header.object_id, index);
     keep_table(fetcher, object, table);
@@ -704,14 +867,20 @@ async fn read_segment(
     listed: &SegmentListing,
     object: &Arc<Object>,
 ) -> Result<Loaded> {
-    let stored = fetcher.open(object).await?;
-    let header = stored.footer.header.clone();
     let wrong = |what: &str| {
         let location = fetcher.store.location();
         Error::corrupt(format!("{location}/{}: {what}", object.key))
     };
-    agree(id, Kind::Segment, listed.hash8, &stored.footer).map_err(wrong)?;
-    let index = fetcher.segment_index(&stored).await?;
+    let (stored, index, hints) = fetcher
+        .through(object, |store| async move {
+            let stored = fetch::open(&*store, object, 0).await?;
+            agree(id, Kind::Segment, listed.hash8, &stored.footer).map_err(wrong)?;
+            let index = fetch::segment_index(&*store, &stored).await?;
+            let hints = read_hints(&*store, &stored).await?;
+            Ok((stored, index, hints))
+        })
+        .await?;
+    let header = stored.footer.header.clone();
     let ends_as_named = listed.level == 0 || Some(header.last) == listed.last;
     let end = index.timeline.last().filter(|end| end.txid == header.last);
     let ends_as_named =
@@ -719,15 +888,6 @@ async fn read_segment(
     if header.level != listed.level || header.first != listed.first || !ends_as_named {
         return Err(wrong("its header and its key contradict each other"));
     }
-    let hints = match stored.footer.section(SectionKind::Predecessors) {
-        Some(_) => {
-            let section = stored
-                .section(&*fetcher.store, SectionKind::Predecessors)
-                .await?;
-            decode_predecessors(&section).map_err(|e| e.context(&object.key))?
-        }
-        None => Vec::new(),
-    };
     let segment = Segment {
         object: Arc::clone(object),
         level: header.level,
@@ -746,6 +906,15 @@ async fn read_segment(
         fetch::segment_table(header.object_id, index),
     );
     Ok(Loaded::Segment(segment, hints))
+}
+
+/// What a segment says of those before it.
+async fn read_hints(store: &dyn Store, stored: &StoredObject) -> Result<Vec<Predecessor>> {
+    if stored.footer.section(SectionKind::Predecessors).is_none() {
+        return Ok(Vec::new());
+    }
+    let section = stored.section(store, SectionKind::Predecessors).await?;
+    decode_predecessors(&section).map_err(|e| e.context(&stored.key))
 }
 
 fn keep_table(fetcher: &Fetcher, object: &Object, table: Table) {

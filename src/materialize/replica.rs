@@ -14,6 +14,7 @@ use crate::materialize::history::{History, Laid, Needed, Object, Point, Segment,
 use crate::materialize::overlay::{Layer, Overlay, Shrink};
 use crate::materialize::pages::{Database, Layout};
 use crate::materialize::plan::{self, Line};
+use crate::materialize::points::Points;
 use crate::materialize::refresh::{Histories, Loader, Refreshed};
 use crate::storage::Store;
 use crate::storage::catalog::Catalog;
@@ -23,8 +24,10 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-/// Overlays kept for moments to come, those of open moments apart.
+/// Overlays kept for moments to come: so many at most, and of those that no open moment has so many
+/// bytes.
 const OVERLAYS: NonZeroUsize = NonZeroUsize::new(4).expect("it is not 0");
+const OVERLAY_BYTES: usize = 16 << 20;
 /// A map's leaves are read when a moment is opened if they take no more than so many bytes; else
 /// when they are needed.
 const LEAF_BYTES_AT_OPEN: u64 = 1 << 20;
@@ -245,6 +248,16 @@ impl Replica {
         points
     }
 
+    /// All restore points that can be opened.
+    pub fn all_points(&self) -> Points {
+        Points::all(&self.state().histories)
+    }
+
+    /// The restore points that times mean: not those that a later generation hides.
+    pub fn points_by_time(&self) -> Points {
+        Points::by_time(&self.state().histories)
+    }
+
     /// The restore point that a moment means (DESIGN: by parentage, from the highest generation).
     ///
     /// # Errors
@@ -291,10 +304,34 @@ impl Replica {
         self.state().histories.get(&generation)?.point(txid)
     }
 
+    /// True if a restore point is gone, and nothing that is damaged or missing may be why.
+    pub(crate) fn has_dropped(&self, point: &RestorePoint) -> bool {
+        let state = self.state();
+        let history = state.histories.get(&point.generation);
+        history.is_none_or(|h| h.point(point.txid).is_none() && h.troubles().next().is_none())
+    }
+
     /// The level of the segment that holds a restore point; `None` for that of a snapshot.
     pub fn level(&self, point: &RestorePoint) -> Option<u8> {
         let state = self.state();
         state.histories.get(&point.generation)?.level(point.txid)
+    }
+
+    /// The snapshot that a restore point is read from: the pages that nobody wrote since.
+    ///
+    /// # Errors
+    /// `NotFound` if it is no restore point; `Corrupt` if something is missing or damaged.
+    pub fn snapshot_under(&self, point: &RestorePoint) -> Result<Txid> {
+        let state = self.state();
+        let history = state.histories.get(&point.generation);
+        let history = history.ok_or_else(|| {
+            self.located(Error::not_found(format!(
+                "there is no generation {}",
+                point.generation
+            )))
+        })?;
+        let needed = history.needed(point.txid);
+        Ok(needed.map_err(|error| self.located(error))?.base.txid)
     }
 
     /// The newest restore point of all that can be opened, if there is one.
@@ -419,7 +456,11 @@ impl Replica {
                 layout => break layout?,
             }
         };
-        Ok(Arc::new(Database::new(Arc::clone(self), *point, layout)))
+        let database = Arc::new(Database::new(Arc::clone(self), *point, layout));
+        if let Some(hydrator) = self.fetcher.cache.hydrator() {
+            hydrator.opened(&database);
+        }
+        Ok(database)
     }
 
     /// The objects of a moment, as the last listing shows them.
@@ -489,8 +530,22 @@ impl Replica {
             }
             built = self.extended(built, &pieces).await?;
         }
-        locked(&self.overlays).put(key, built.clone());
+        self.keep(key, built.clone());
         Ok(built.overlay)
+    }
+
+    fn keep(&self, key: ObjectNumber, built: Built) {
+        let mut kept = locked(&self.overlays);
+        kept.put(key, built);
+        let mut bytes = 0;
+        let idle = kept.iter().filter(|(_, built)| built.is_idle());
+        let surplus = idle.filter_map(|(&key, built)| {
+            bytes += built.overlay.bytes();
+            (bytes > OVERLAY_BYTES).then_some(key)
+        });
+        for key in surplus.collect::<Vec<_>>() {
+            kept.pop(&key);
+        }
     }
 
     async fn extended(&self, built: Built, pieces: &[Laid]) -> Result<Built> {
@@ -518,8 +573,14 @@ impl Replica {
         }
         let thinned = pieces.iter().map(|piece| &piece.segment);
         let thinned = thinned.filter(|segment| segment.is_thinned());
+        let overlay = built.overlay.extended(layers).ok_or_else(|| {
+            let last = pieces.last().map_or(built.through, |piece| piece.to);
+            Error::corrupt(format!(
+                "txid {last} lies more than four billion behind the snapshot before it"
+            ))
+        })?;
         Ok(Built {
-            overlay: Arc::new(built.overlay.extended(layers)),
+            overlay: Arc::new(overlay),
             through: pieces.last().map_or(built.through, |piece| piece.to),
             last,
             thinned: [built.thinned, thinned.cloned().collect()].concat(),
@@ -565,24 +626,26 @@ impl Replica {
     }
 
     /// Interior pages go into the cache under the places that the map names, where a read that
-    /// comes through any map looks first; those whose leaves lie elsewhere under their numbers,
-    /// for reads through the map of this snapshot.
+    /// comes through any map looks first; those whose leaves lie elsewhere, or are not read because
+    /// they take too much, under their numbers, for reads through the map of this snapshot.
     async fn warm_interior(&self, snapshot: &Snapshot) -> Result<()> {
         let Some(section) = &snapshot.interior else {
             return Ok(());
         };
-        let refs = own_leaves(snapshot)?;
+        let mut refs = own_leaves(snapshot)?;
+        let cache = &self.fetcher.cache;
         if leaf_bytes(&refs) > LEAF_BYTES_AT_OPEN {
-            return Ok(());
+            let is_there = |place: &LeafRef| cache.leaf(snapshot.object.number, place.offset);
+            refs.retain(|(_, place)| is_there(place).is_some());
         }
+        let already = locked(&snapshot.interior_stored).take();
         let (pages, leaves) = tokio::try_join!(
             self.fetcher
-                .interior(&snapshot.object, section, snapshot.page_size),
+                .interior(&snapshot.object, section, already, snapshot.page_size),
             self.fetcher.leaves(&refs),
         )?;
         let leaves = refs.iter().map(|(_, place)| place.offset).zip(leaves);
         let leaves: HashMap<u64, _> = leaves.collect();
-        let cache = &self.fetcher.cache;
         for (pgno, page) in pages {
             let place = snapshot.root.leaves.get(Layout::leaf_index(pgno));
             let Some(place) = place.copied().flatten() else {
@@ -617,11 +680,16 @@ impl Built {
             u32::MAX
         };
         Self {
-            overlay: Arc::default(),
+            overlay: Arc::new(Overlay::new(base.since)),
             through: base.since,
             last: (base.since, pages),
             thinned: Vec::new(),
         }
+    }
+
+    /// True if no moment is read through it.
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.overlay) == 1
     }
 
     /// True if a moment may be read through it, or through what it grows to: no object that it
@@ -742,5 +810,7 @@ fn newest_with(histories: &Histories, txid: Txid) -> Result<RestorePoint> {
 
 #[cfg(test)]
 mod cold;
+#[cfg(test)]
+mod kept;
 #[cfg(test)]
 mod tests;

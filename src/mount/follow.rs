@@ -91,6 +91,10 @@ pub struct Follow {
 
 struct State {
     last: Last,
+    /// When the last look that did not fail started.
+    seen: Option<Timestamp>,
+    /// Why the last look failed, if it did.
+    error: Option<String>,
     running: Option<(Timestamp, Look)>,
 }
 
@@ -101,6 +105,8 @@ impl Follow {
             name,
             state: Mutex::new(State {
                 last: Last::Never,
+                seen: None,
+                error: None,
                 running: None,
             }),
         })
@@ -128,7 +134,22 @@ impl Follow {
 
     /// Notes that somebody looked on their own account.
     pub fn seen(&self, started: Timestamp) {
-        self.state().last = Last::Seen { started };
+        self.state().seen(started);
+    }
+
+    /// Notes that they failed.
+    pub fn failed(&self, now: Timestamp, error: &Error) {
+        self.state().failed(now, error);
+    }
+
+    /// What is known is what was there at this time.
+    pub fn known_since(&self) -> Option<Timestamp> {
+        self.state().seen
+    }
+
+    /// Why the last look failed, if it did.
+    pub fn error(&self) -> Option<String> {
+        self.state().error.clone()
     }
 
     /// True once a look has succeeded.
@@ -173,20 +194,19 @@ impl Follow {
         let mut state = self.state();
         state.running = None;
         let failing = matches!(state.last, Last::Failed { .. });
-        let known = !matches!(state.last, Last::Never | Last::Failed { known: false, .. });
         match outcome {
             Ok(()) => {
                 if failing {
                     tracing::info!("{} can be read again", self.name);
                 }
-                state.last = Last::Seen { started };
+                state.seen(started);
                 true
             }
             Err(error) => {
                 if !failing {
                     tracing::warn!("cannot look for what is new in {}: {error}", self.name);
                 }
-                state.last = Last::Failed { ended: now, known };
+                state.failed(now, &error);
                 false
             }
         }
@@ -194,6 +214,20 @@ impl Follow {
 
     fn state(&self) -> MutexGuard<'_, State> {
         crate::mount::locked(&self.state)
+    }
+}
+
+impl State {
+    fn failed(&mut self, now: Timestamp, error: &Error) {
+        let known = !matches!(self.last, Last::Never | Last::Failed { known: false, .. });
+        self.last = Last::Failed { ended: now, known };
+        self.error = Some(error.to_string());
+    }
+
+    fn seen(&mut self, started: Timestamp) {
+        self.last = Last::Seen { started };
+        self.seen = Some(started);
+        self.error = None;
     }
 }
 

@@ -8,12 +8,14 @@
 //! said by the time-to-live of each answer.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::db_header::served;
 use crate::format::ids::Timestamp;
-use crate::materialize::pages::{Database, ReadAhead};
+use crate::materialize::pages::ReadAhead;
+use crate::mount::calls::Call;
 use crate::mount::complaints::Complaints;
 use crate::mount::inode::Inode;
 use crate::mount::locked;
-use crate::mount::view::{self, Answer, Attributes, Found, How, Kind, Line, View};
+use crate::mount::view::{Answer, Attributes, Contents, Found, How, Kind, Line, View};
 use bytes::Bytes;
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -51,6 +53,8 @@ pub struct FuseOptions {
     pub uid: u32,
     /// Their group.
     pub gid: u32,
+    /// The permissions that nothing has.
+    pub umask: u16,
 }
 
 /// The file system; cheap to clone into tasks.
@@ -71,7 +75,9 @@ struct Shared {
 /// An open file.
 struct OpenFile {
     inode: Inode,
-    database: Arc<Database>,
+    contents: Contents,
+    /// As of when it was opened.
+    attributes: Option<Attributes>,
     ahead: ReadAhead,
 }
 
@@ -125,13 +131,14 @@ impl MountedView {
         }
     }
 
-    /// Runs a handler on the FUSE thread. A panic in it must not end the thread, and with the
-    /// threads the mount: the reply that it drops is EIO.
-    fn guarded(&self, call: &str, handler: impl FnOnce()) {
+    /// Counts a call and runs its handler on the FUSE thread. A panic in it must not end the
+    /// thread, and with the threads the mount: the reply that it drops is EIO.
+    fn guarded(&self, call: Call, handler: impl FnOnce()) {
+        self.shared.view.count(call);
         // Looks and read-ahead start tasks.
         let _within = self.shared.runtime.enter();
         if catch_unwind(AssertUnwindSafe(handler)).is_err() {
-            tracing::error!("a bug: {call} panicked");
+            tracing::error!("a bug: {call:?} panicked");
         }
     }
 }
@@ -142,19 +149,29 @@ impl Shared {
     }
 
     /// Replies to an open with a new handle.
-    fn opened(&self, inode: Inode, database: Arc<Database>, reply: ReplyOpen) {
+    fn opened(&self, inode: Inode, contents: Contents, reply: ReplyOpen) {
         // ORDERING: only uniqueness matters; the map is locked.
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        // A moment never changes, so the kernel keeps its pages from one open to the next (a warm
+        // query takes six times as long without). A text is another one with each open, and as
+        // long as it is then, whatever `stat` said. Nothing is written, so nothing is flushed.
+        let kept = match contents {
+            Contents::Moment(_) => FopenFlags::FOPEN_KEEP_CACHE,
+            Contents::Text(_) => FopenFlags::FOPEN_DIRECT_IO,
+        };
+        let attributes = self.view.attributes(inode).ok();
+        let attributes = attributes.map(|attributes| Attributes {
+            size: contents.size(),
+            ..attributes
+        });
         let file = Arc::new(OpenFile {
             inode,
-            database,
+            contents,
+            attributes,
             ahead: ReadAhead::default(),
         });
         locked(&self.handles).insert(handle, file);
-        // Contents never change, so the kernel keeps its pages from one open to the next (a warm
-        // query takes six times as long without). Nothing is written, so nothing is flushed.
-        let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-        reply.opened(FileHandle(handle), flags);
+        reply.opened(FileHandle(handle), kept | FopenFlags::FOPEN_NOFLUSH);
     }
 
     fn attr(&self, attributes: &Attributes) -> FileAttr {
@@ -162,7 +179,7 @@ impl Shared {
         let (kind, perm) = match attributes.kind {
             Kind::Directory => (FileType::Directory, 0o555),
             Kind::Link => (FileType::Symlink, 0o777),
-            Kind::File => (FileType::RegularFile, 0o444),
+            Kind::File | Kind::Text => (FileType::RegularFile, 0o444),
         };
         FileAttr {
             ino: INodeNo(attributes.inode.0),
@@ -174,7 +191,7 @@ impl Shared {
             ctime: time,
             crtime: time,
             kind,
-            perm,
+            perm: perm & !self.options.umask,
             nlink: if kind == FileType::Directory { 2 } else { 1 },
             uid: self.options.uid,
             gid: self.options.gid,
@@ -226,13 +243,36 @@ impl Shared {
 }
 
 impl OpenFile {
-    async fn read(&self, offset: u64, length: usize, deadline: Duration) -> Result<Bytes> {
-        within(deadline, self.database.read(offset, length, &self.ahead)).await
+    /// Bytes that are in memory, as they are served.
+    fn read_cached(&self, offset: u64, length: usize) -> Option<Bytes> {
+        match &self.contents {
+            Contents::Moment(database) => {
+                let bytes = database.read_cached(offset, length, &self.ahead)?;
+                Some(served(offset, bytes))
+            }
+            Contents::Text(text) => Some(text.read(offset, length)),
+        }
     }
 
-    /// The number of the page at an offset.
-    fn page(&self, offset: u64) -> u64 {
-        offset / u64::from(self.database.page_size().max(1)) + 1
+    async fn read(&self, offset: u64, length: usize, deadline: Duration) -> Result<Bytes> {
+        match &self.contents {
+            Contents::Moment(database) => {
+                let read = database.read(offset, length, &self.ahead);
+                Ok(served(offset, within(deadline, read).await?))
+            }
+            Contents::Text(text) => Ok(text.read(offset, length)),
+        }
+    }
+
+    /// Where an offset lies, for messages.
+    fn part(&self, offset: u64) -> String {
+        match &self.contents {
+            Contents::Moment(database) => {
+                let page = offset / u64::from(database.page_size().max(1)) + 1;
+                format!("page {page}")
+            }
+            Contents::Text(_) => format!("byte {offset}"),
+        }
     }
 }
 
@@ -249,14 +289,15 @@ async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T>>) ->
 /// What the caller of a file operation sees of an error. Never ENOSYS: the kernel takes that for
 /// "this mount cannot", for ever. A store that does not answer is not EIO, which SQLite reports as
 /// "database disk image is malformed" (it does so for EIO, ERANGE and ENXIO on a read); any other
-/// errno is a "disk I/O error". Damage is EIO, and SQLite's words are right.
+/// errno is a "disk I/O error", and so is what retention deleted under an open file. Damage is EIO,
+/// and SQLite's words are right.
 fn errno(error: &Error, of: Of) -> Errno {
     match (error.kind(), of) {
         (ErrorKind::Unavailable, _) => Errno::ETIMEDOUT,
         (ErrorKind::NotFound, Of::Name) => Errno::ENOENT,
         (ErrorKind::Invalid, Of::Name) => Errno::EINVAL,
-        // Whatever became of the bytes of an open file, the file is there.
-        (ErrorKind::NotFound | ErrorKind::Invalid, Of::Bytes)
+        (ErrorKind::NotFound, Of::Bytes) => Errno::ESTALE,
+        (ErrorKind::Invalid, Of::Bytes)
         | (ErrorKind::Corrupt | ErrorKind::Disk | ErrorKind::Conflict, _) => Errno::EIO,
         (ErrorKind::Refused, _) => Errno::EACCES,
     }
@@ -282,13 +323,23 @@ fn file_type(line: &Line) -> FileType {
     match line.entry.attributes.kind {
         Kind::Directory => FileType::Directory,
         Kind::Link => FileType::Symlink,
-        Kind::File => FileType::RegularFile,
+        Kind::File | Kind::Text => FileType::RegularFile,
     }
 }
 
 /// A directory is listed anew from its start, and gone on with from what is known.
 fn freshness(offset: u64) -> How {
     if offset == 0 { How::Fresh } else { How::Known }
+}
+
+/// Who asks with no room wants to know how much it takes.
+fn reply_extended(value: &[u8], room: u32, reply: ReplyXattr) {
+    let size = u32::try_from(value.len()).expect("names and values of some bytes");
+    match room {
+        0 => reply.size(size),
+        room if room < size => reply.error(Errno::ERANGE),
+        _ => reply.data(value),
+    }
 }
 
 impl Filesystem for MountedView {
@@ -310,7 +361,7 @@ impl Filesystem for MountedView {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guarded("lookup", || {
+        self.guarded(Call::Lookup, || {
             let (parent, name) = (Inode(parent.0), name.to_owned());
             self.answer(
                 How::Fresh,
@@ -320,9 +371,15 @@ impl Filesystem for MountedView {
         });
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guarded("getattr", || {
-            match self.shared.view.attributes(Inode(ino.0)) {
+    fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.guarded(Call::Attributes, || {
+            // What is open is as it was then, whatever became of it.
+            let open = fh.and_then(|fh| self.shared.open_file(fh));
+            let attributes = match open.and_then(|file| file.attributes) {
+                Some(attributes) => Ok(attributes),
+                None => self.shared.view.attributes(Inode(ino.0)),
+            };
+            match attributes {
                 Ok(attributes) => reply.attr(&attributes.ttl, &self.shared.attr(&attributes)),
                 Err(error) => reply.error(self.shared.name_errno(&error)),
             }
@@ -330,7 +387,7 @@ impl Filesystem for MountedView {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guarded("readlink", || {
+        self.guarded(Call::Lookup, || {
             let inode = Inode(ino.0);
             self.answer(
                 How::Fresh,
@@ -344,16 +401,16 @@ impl Filesystem for MountedView {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.guarded("open", || {
+        self.guarded(Call::Open, || {
             let inode = Inode(ino.0);
-            if let Some(database) = self.shared.view.opened(inode) {
-                return self.shared.opened(inode, database, reply);
+            if let Some(contents) = self.shared.view.opened(inode) {
+                return self.shared.opened(inode, contents, reply);
             }
             let shared = self.shared.clone();
             self.shared.runtime.spawn(async move {
                 let opened = within(shared.options.read_deadline, shared.view.open(inode)).await;
                 match opened {
-                    Ok(database) => shared.opened(inode, database, reply),
+                    Ok(contents) => shared.opened(inode, contents, reply),
                     Err(error) => {
                         let moment = shared.view.describe(inode);
                         shared.complain("open", &moment, &error);
@@ -375,22 +432,23 @@ impl Filesystem for MountedView {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guarded("read", || {
+        self.guarded(Call::Read, || {
             let Some(file) = self.shared.open_file(fh) else {
                 return reply.error(Errno::EBADF);
             };
             let length = size as usize;
-            if let Some(bytes) = file.database.read_cached(offset, length, &file.ahead) {
-                return reply.data(&view::served(offset, bytes));
+            if let Some(bytes) = file.read_cached(offset, length) {
+                return reply.data(&bytes);
             }
+            self.shared.view.count(Call::Miss);
             let shared = self.shared.clone();
             self.shared.runtime.spawn(async move {
                 let deadline = shared.options.read_deadline;
                 match file.read(offset, length, deadline).await {
-                    Ok(bytes) => reply.data(&view::served(offset, bytes)),
+                    Ok(bytes) => reply.data(&bytes),
                     Err(error) => {
                         let moment = shared.view.describe(file.inode);
-                        let doing = format!("read page {} of", file.page(offset));
+                        let doing = format!("read {} of", file.part(offset));
                         shared.complain(&doing, &moment, &error);
                         reply.error(errno(&error, Of::Bytes));
                     }
@@ -409,7 +467,7 @@ impl Filesystem for MountedView {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.guarded("release", || {
+        self.guarded(Call::Release, || {
             let file = locked(&self.shared.handles).remove(&fh.0);
             reply.ok();
             // After the reply: the last handle of a moment gives back what the moment holds.
@@ -425,14 +483,14 @@ impl Filesystem for MountedView {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        self.guarded("readdir", || {
+        self.guarded(Call::List, || {
             let inode = Inode(ino.0);
             self.answer(
                 freshness(offset),
-                move |view, how| view.list(inode, how),
-                move |shared, listing| match listing {
-                    Ok(listing) => {
-                        for line in shared.view.lines_after(&listing, offset) {
+                move |view, how| view.list(inode, offset, how),
+                move |shared, lines| match lines {
+                    Ok(lines) => {
+                        for line in &lines {
                             let inode = INodeNo(line.entry.attributes.inode.0);
                             if reply.add(inode, line.cookie, file_type(line), &line.name) {
                                 break;
@@ -454,20 +512,22 @@ impl Filesystem for MountedView {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.guarded("readdirplus", || {
+        self.guarded(Call::List, || {
             let inode = Inode(ino.0);
             self.answer(
                 freshness(offset),
-                move |view, how| view.list(inode, how),
-                move |shared, listing| match listing {
-                    Ok(listing) => {
-                        for line in shared.view.lines_after(&listing, offset) {
+                move |view, how| view.list(inode, offset, how),
+                move |shared, lines| match lines {
+                    Ok(lines) => {
+                        for line in &lines {
                             let attributes = &line.entry.attributes;
+                            // fuser takes one for the name and the attributes.
+                            let ttl = line.entry.ttl.min(attributes.ttl);
                             if reply.add(
                                 INodeNo(attributes.inode.0),
                                 line.cookie,
                                 &line.name,
-                                &line.entry.ttl,
+                                &ttl,
                                 &shared.attr(attributes),
                                 Generation(0),
                             ) {
@@ -479,6 +539,33 @@ impl Filesystem for MountedView {
                     Err(error) => reply.error(shared.name_errno(&error)),
                 },
             );
+        });
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.guarded(Call::Attributes, || {
+            let found = self.shared.view.extended(Inode(ino.0)).map(|all| {
+                let mut all = all.into_iter();
+                let named = all.find(|(other, _)| OsStr::new(other) == name);
+                named.map(|(_, value)| value)
+            });
+            match found {
+                Ok(Some(value)) => reply_extended(value.as_bytes(), size, reply),
+                Ok(None) => reply.error(Errno::NO_XATTR),
+                Err(error) => reply.error(self.shared.name_errno(&error)),
+            }
+        });
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.guarded(Call::Attributes, || {
+            match self.shared.view.extended(Inode(ino.0)) {
+                Ok(all) => {
+                    let names = all.into_iter().map(|(name, _)| name + "\0");
+                    reply_extended(names.collect::<String>().as_bytes(), size, reply);
+                }
+                Err(error) => reply.error(self.shared.name_errno(&error)),
+            }
         });
     }
 
@@ -503,14 +590,6 @@ impl Filesystem for MountedView {
     }
 
     fn access(&self, _: &Request, _: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn getxattr(&self, _: &Request, _: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn listxattr(&self, _: &Request, _: INodeNo, _size: u32, reply: ReplyXattr) {
         reply.error(Errno::ENOSYS);
     }
 

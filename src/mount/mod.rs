@@ -5,13 +5,16 @@
 //! mount itself, from the checks of the mount point to the unmounting. Contents never change under
 //! a reader: one restore point is one inode, and a name that moves on (`latest.db`) is a link.
 
+pub mod calls;
 pub mod complaints;
 pub mod discover;
+mod disk_cache;
 pub mod follow;
 pub mod fuse;
 pub mod inode;
 pub mod mountpoint;
 pub mod opened;
+pub mod period;
 pub mod session;
 pub mod view;
 

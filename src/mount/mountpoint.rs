@@ -5,6 +5,7 @@
 //! name goes at once, and who has a file open can read on until the process ends. What somebody
 //! else mounted is never touched: not replaced at the start, not unmounted at the end.
 
+use crate::config::location::real_path;
 use crate::error::{Error, ErrorKind, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -23,6 +24,10 @@ use std::process::{Command, Stdio};
 
 /// The type of our mounts in the kernel's table, by which we know them again.
 pub const FILE_SYSTEM_TYPE: &str = "fuse.sqlrepl";
+
+/// A mount that waits to be replaced when somebody walks in, as systemd makes for
+/// `x-systemd.automount`.
+const AUTOMOUNT_TYPE: &str = "autofs";
 
 const DEVICE: &str = "/dev/fuse";
 const MOUNT_TABLE: &str = "/proc/self/mountinfo";
@@ -80,7 +85,11 @@ pub fn prepare(path: &Path, keep_out: &[PathBuf]) -> Result<PathBuf> {
 
 fn check_directory(path: &Path, keep_out: &[PathBuf]) -> Result<PathBuf> {
     let at = path.canonicalize().map_err(|e| unusable(path).because(e))?;
-    if let Some(there) = top_mount(&at)? {
+    let there = top_mount(&at)?;
+    let is_trigger = there
+        .as_ref()
+        .is_some_and(|there| there.kind == AUTOMOUNT_TYPE);
+    if let Some(there) = there.filter(|_| !is_trigger) {
         let who = if there.kind == FILE_SYSTEM_TYPE {
             "a running sqlrepl".to_owned()
         } else {
@@ -92,18 +101,19 @@ fn check_directory(path: &Path, keep_out: &[PathBuf]) -> Result<PathBuf> {
         )));
     }
     for place in keep_out {
-        // A source that is no local directory has no place to stay out of.
-        let inside = place
-            .canonicalize()
-            .is_ok_and(|place| at.starts_with(place));
-        if inside {
+        // As written where its file system does not answer: it may have nothing to do with us.
+        if real_path(place).is_ok_and(|place| at.starts_with(place)) {
             return Err(Error::invalid(format!(
-                "cannot mount on {}: it lies in {}, which the mount itself reads; \
+                "cannot mount on {}: it lies in {}, which is for a replica, a spool or a cache; \
                  use a directory outside",
                 at.display(),
                 place.display()
             )));
         }
+    }
+    if is_trigger {
+        // Reading it would call for the very mount that we are about to make.
+        return Ok(at);
     }
     let mut entries = fs::read_dir(&at).map_err(|e| unusable(&at).because(e))?;
     if entries.next().is_some() {
@@ -120,16 +130,44 @@ fn unusable(path: &Path) -> Error {
     Error::invalid(format!("cannot mount on {}", path.display()))
 }
 
+/// The full name of a path that cannot be looked at itself.
+fn full_name(path: &Path) -> io::Result<PathBuf> {
+    let absolute = std::path::absolute(path)?;
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+/// Unmounts what a sqlrepl mounted on `path`, whether it still runs or was killed. The name is free
+/// when this returns; who has a file open there can read on.
+///
+/// # Errors
+/// `Invalid` if nothing of ours is mounted there, `Disk` if the system refuses.
+pub fn unmount(path: &Path) -> Result<()> {
+    let at = match path.canonicalize() {
+        Err(error) if error.raw_os_error() == Some(Errno::ENOTCONN as i32) => full_name(path),
+        known => known,
+    };
+    let at = at.map_err(|error| {
+        Error::invalid(format!("cannot unmount {}", path.display())).because(error)
+    })?;
+    let name = at.display();
+    match top_mount(&at)? {
+        Some(there) if there.kind == FILE_SYSTEM_TYPE => detach(&at),
+        Some(there) if there.kind != AUTOMOUNT_TYPE => Err(Error::invalid(format!(
+            "cannot unmount {name}: {} ({}) is mounted there, not sqlrepl; use umount",
+            there.source, there.kind
+        ))),
+        _ => Err(Error::invalid(format!(
+            "cannot unmount {name}: no sqlrepl is mounted there"
+        ))),
+    }
+}
+
 /// Detaches what is left of a sqlrepl that was killed. The path itself cannot be looked at.
 fn take_away_stale(path: &Path) -> Result<()> {
-    let absolute = std::path::absolute(path).map_err(|e| unusable(path).because(e))?;
-    let at = match (absolute.parent(), absolute.file_name()) {
-        (Some(parent), Some(name)) => {
-            let parent = parent.canonicalize();
-            parent.map_err(|e| unusable(path).because(e))?.join(name)
-        }
-        _ => return Err(unusable(path)),
-    };
+    let at = full_name(path).map_err(|e| unusable(path).because(e))?;
     match top_mount(&at)? {
         Some(there) if there.kind == FILE_SYSTEM_TYPE => {
             tracing::info!(
@@ -259,7 +297,10 @@ fn mount_by_fusermount(at: &Path, source: &str, allow_other: bool) -> Result<Own
         .because(error)
     })?;
     if !ran.status.success() {
-        let why = String::from_utf8_lossy(&ran.stderr).trim().to_owned();
+        let mut why = String::from_utf8_lossy(&ran.stderr).trim().to_owned();
+        if why.contains(DEVICE) {
+            why.push_str("; let everybody open it, as udev does: chmod 666 /dev/fuse");
+        }
         return Err(unusable(at).because(why));
     }
     receive_device(&ours).map_err(|e| failed("take the device from fusermount3").because(e))
@@ -307,8 +348,11 @@ fn detach(at: &Path) -> Result<()> {
             if ran.status.success() {
                 return Ok(());
             }
-            let why = String::from_utf8_lossy(&ran.stderr).trim().to_owned();
-            Err(failed().because(why))
+            let why = String::from_utf8_lossy(&ran.stderr);
+            Err(failed().because(format!(
+                "{}; it takes root, or the user who mounted it",
+                why.trim()
+            )))
         }
         Err(error) => Err(failed().because(error)),
     }

@@ -10,7 +10,9 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Weak};
 
-const KEPT: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
+/// Each may hold an overlay of tens of MB, and to open one anew costs little as long as the cache
+/// has what it needs.
+const KEPT: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not zero");
 const SWEEP_MIN: usize = 1024;
 
 /// Open moments by inode.

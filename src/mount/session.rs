@@ -7,15 +7,19 @@
 use crate::config::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::materialize::cache::BlockCache;
+use crate::materialize::disk::DiskCache;
 use crate::mount::discover::Source;
+use crate::mount::disk_cache;
+pub use crate::mount::disk_cache::DiskCacheOptions;
 use crate::mount::fuse::{FuseOptions, MountedView};
 use crate::mount::mountpoint::{self, Mount};
-use crate::mount::view::{View, ViewOptions};
+use crate::mount::view::{Listed, View, ViewOptions};
 use fuser::{Config, Session, SessionACL};
 use nix::unistd::{getegid, geteuid};
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -28,21 +32,60 @@ const THREADS: usize = 2;
 
 /// How long open files may hold up the end.
 const LAST_READERS: Duration = Duration::from_secs(5);
+/// How long the disk cache may.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+
+/// Who may look into a mount; what the modes of its files say decides for each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Viewers {
+    /// The user who mounts, and nobody else, not even root.
+    Owner,
+    /// That user and root.
+    OwnerAndRoot,
+    /// Every user.
+    All,
+}
+
+impl Viewers {
+    /// What the kernel has for it: to let in others than the owner, or not.
+    fn are_others(self) -> bool {
+        self != Self::Owner
+    }
+
+    /// The permissions that nothing has. The kernel knows no mount for the owner and root, and
+    /// answers others itself from what it remembers: only modes keep them out of that.
+    fn umask(self) -> u16 {
+        match self {
+            Self::OwnerAndRoot => 0o077,
+            Self::Owner | Self::All => 0,
+        }
+    }
+}
 
 /// How to mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
     /// Bytes of pages kept in memory.
     pub cache_bytes: u64,
+    /// What is read is kept here, too.
+    pub disk_cache: Option<DiskCacheOptions>,
     /// At least this long between two looks at one database.
     pub refresh: Duration,
     /// How long a name waits for such a look before it is answered from what is known.
     pub patience: Duration,
+    /// Which restore points directories show.
+    pub listed: Listed,
     /// How long a read may wait for the store before it fails.
     pub read_deadline: Duration,
-    /// Whether other users may look; else only the one who mounted.
-    pub allow_other: bool,
-    /// Directories that the mount point must not lie in: what the mount itself reads.
+    /// Who may look.
+    pub viewers: Viewers,
+    /// The user that everything belongs to; None: the one who mounts.
+    pub uid: Option<u32>,
+    /// The group that everything belongs to; None: that of the one who mounts.
+    pub gid: Option<u32>,
+    /// The permissions that nothing has.
+    pub umask: u16,
+    /// Directories that the mount point must not lie in: replicas, spools, caches.
     pub keep_out: Vec<PathBuf>,
 }
 
@@ -50,10 +93,15 @@ impl Default for MountOptions {
     fn default() -> Self {
         Self {
             cache_bytes: 256 << 20,
+            disk_cache: None,
             refresh: Duration::from_secs(1),
             patience: Duration::from_secs(5),
+            listed: Listed::default(),
             read_deadline: Duration::from_secs(30),
-            allow_other: false,
+            viewers: Viewers::Owner,
+            uid: None,
+            gid: None,
+            umask: 0,
             keep_out: Vec::new(),
         }
     }
@@ -72,23 +120,36 @@ pub struct Ready {
 /// calls `ready` when files can be read, and serves them until `stop` or until somebody unmounts.
 ///
 /// # Errors
+/// That of `ready`, after which nothing is mounted;
 /// `Invalid` for a mount point that will not do and for two replicas of one name; `Refused` if that
 /// is all the answer there is.
 pub async fn run(
     sources: Vec<Source>,
     label: &str,
     mountpoint: &Path,
-    options: MountOptions,
+    mut options: MountOptions,
     clock: Clock,
-    ready: impl FnOnce(&Ready),
+    ready: impl FnOnce(&Ready) -> Result<()>,
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
+    let mut stop = pin!(stop);
+    let disk = tokio::select! {
+        disk = open_disk_cache(&mut options, mountpoint) => disk?,
+        () = &mut stop => return Ok(()),
+    };
+    let cache = match (&disk, &options.disk_cache) {
+        (Some(disk), Some(DiskCacheOptions { hydrate, .. })) => {
+            BlockCache::over(Arc::clone(disk), *hydrate, options.cache_bytes)
+        }
+        _ => BlockCache::new(options.cache_bytes),
+    };
     let view = View::new(
         sources,
-        Arc::new(BlockCache::new(options.cache_bytes)),
+        Arc::new(cache),
         ViewOptions {
             refresh: options.refresh,
             patience: options.patience,
+            listed: options.listed,
         },
         clock,
     );
@@ -96,8 +157,9 @@ pub async fn run(
     let fuse_options = FuseOptions {
         read_deadline: options.read_deadline,
         patience: options.patience,
-        uid: geteuid().as_raw(),
-        gid: getegid().as_raw(),
+        uid: options.uid.unwrap_or_else(|| geteuid().as_raw()),
+        gid: options.gid.unwrap_or_else(|| getegid().as_raw()),
+        umask: options.umask | options.viewers.umask(),
     };
     let files = MountedView::new(view, runtime::Handle::current(), fuse_options);
     let (path, label) = (mountpoint.to_owned(), label.to_owned());
@@ -110,12 +172,25 @@ pub async fn run(
     ready(&Ready {
         mountpoint,
         databases,
-    });
-    tokio::select! {
-        outcome = &mut ended => return outcome_of(outcome),
-        () = stop => {}
+    })?;
+    let outcome = tokio::select! {
+        outcome = &mut ended => outcome_of(outcome),
+        () = &mut stop => {
+            mount.detach()?;
+            last_readers(ended).await
+        }
+    };
+    if let Some(disk) = disk {
+        // What is not written by then costs a request of the next mount.
+        timeout(LAST_WRITES, disk.settle())
+            .await
+            .unwrap_or_default();
     }
-    mount.detach()?;
+    outcome
+}
+
+/// Waits for the end of a session that is mounted no more.
+async fn last_readers(ended: oneshot::Receiver<io::Result<()>>) -> Result<()> {
     match timeout(LAST_READERS, ended).await {
         Ok(outcome) => outcome_of(outcome),
         // Their reads fail when the process ends; waiting for a shell that stands in the mount
@@ -125,6 +200,21 @@ pub async fn run(
             Ok(())
         }
     }
+}
+
+/// Opens the disk cache, and keeps the mount point out of it.
+async fn open_disk_cache(
+    options: &mut MountOptions,
+    mountpoint: &Path,
+) -> Result<Option<Arc<DiskCache>>> {
+    let Some(disk) = options.disk_cache.clone() else {
+        return Ok(None);
+    };
+    let opened = disk_cache::open_in_time(&disk, mountpoint, &options.keep_out).await?;
+    if opened.is_some() {
+        options.keep_out.push(disk.directory);
+    }
+    Ok(opened)
 }
 
 /// A store that is away does not stop a mount; a source that cannot be mounted does.
@@ -152,11 +242,12 @@ fn mount(
     options: &MountOptions,
 ) -> Result<(Session<MountedView>, Mount, PathBuf)> {
     let at = mountpoint::prepare(path, &options.keep_out)?;
-    let (device, mount) = Mount::new(&at, source, options.allow_other)?;
+    let (device, mount) = Mount::new(&at, source, options.viewers.are_others())?;
     let mut config = Config::default();
-    config.acl = match options.allow_other {
-        true => SessionACL::All,
-        false => SessionACL::Owner,
+    config.acl = match options.viewers {
+        Viewers::Owner => SessionACL::Owner,
+        Viewers::OwnerAndRoot => SessionACL::RootAndOwner,
+        Viewers::All => SessionACL::All,
     };
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
@@ -181,7 +272,12 @@ fn serve(session: Session<MountedView>) -> Result<oneshot::Receiver<io::Result<(
 fn outcome_of(ended: Result<io::Result<()>, oneshot::error::RecvError>) -> Result<()> {
     match ended {
         Ok(Ok(())) => Ok(()),
+        // What the kernel says to who is about to take a request as the mount ends.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
         Ok(Err(error)) => Err(Error::disk("serve the mount", error)),
-        Err(_) => Err(Error::invalid("a thread of the mount broke off")),
+        Err(_) => Err(Error::new(
+            ErrorKind::Disk,
+            "a thread of the mount broke off",
+        )),
     }
 }

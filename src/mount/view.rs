@@ -2,51 +2,59 @@
 //!
 //! ```text
 //! /<database>/latest.db                        link to the newest restore point's name
-//! /<database>/2026-11-20T17-45-12.345678Z.db   a restore point; the newest 1,000 are listed
+//! /<database>/2026-11-20T17-45-12.345678Z.db   a restore point; some are listed, as asked for
 //! /<database>/<any other time>.db              the same files under names that are not listed
+//! /<database>/by-time/2026/11/20/17/...        the commits of an hour
+//! /<database>/by-txid/<generation>-<txid>.db   every commit, those too that no time means
+//! /<database>/.sqlrepl/status.json             what is known, and how new it is; not listed
+//! /<database>/.sqlrepl/points.jsonl            all restore points
+//! /.sqlrepl/status.json                        the same of all databases
 //! ```
 //! Names and attributes come from memory, so no method without `async` ever waits. Where an answer
 //! should first look for what is new, [`Answer`] says so and the caller decides how long to wait.
-//! Nothing here is FUSE's, and nothing here changes once it was answered: an inode is one restore
-//! point for as long as the mount lives.
+//! Nothing here is FUSE's, and no restore point changes once it was answered: an inode is one for
+//! as long as the mount lives.
+
+mod about;
+mod attributes;
+mod curated;
+mod lines;
+mod names;
+
+pub use about::Text;
 
 use crate::config::Clock;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::ids::{GenerationId, RestorePoint, Timestamp, Txid};
-use crate::format::moment::Moment;
 use crate::materialize::cache::BlockCache;
 use crate::materialize::pages::Database;
-use crate::materialize::replica::{PointsQuery, Replica};
+use crate::materialize::replica::Replica;
+use crate::mount::calls::{Call, Calls};
 use crate::mount::complaints::Complaints;
 use crate::mount::discover::{self, Before, Place, Source};
 use crate::mount::follow::{Follow, Look, Need};
 use crate::mount::inode::{DatabaseNumber, Inode, Meaning, Slots};
 use crate::mount::locked;
 use crate::mount::opened::Opened;
-use bytes::Bytes;
+use crate::storage::circuit::CircuitStore;
+use lines::Shown;
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// How many restore points a directory shows; every other one has a name all the same.
-pub const LISTED_POINTS: usize = 1000;
-
 const LATEST: &str = "latest.db";
+const BY_TIME: &str = "by-time";
+const BY_TXID: &str = "by-txid";
+const ABOUT: &str = ".sqlrepl";
+const STATUS: &str = "status.json";
+const POINTS: &str = "points.jsonl";
 const SUFFIX: &str = ".db";
-
-/// SQLite looks these up before every statement. The answer can never be another one.
-const SIDECARS: [&str; 3] = ["-journal", "-wal", "-shm"];
-const SIDECAR_TTL: Duration = Duration::from_secs(3600);
 
 /// Of names whose meaning changes only if history itself does: a late second writer, thinning.
 const SETTLED_TTL: Duration = Duration::from_secs(60);
 
 /// Of names and attributes that mean something else with the next commit, at most.
 const MOVING_TTL_MAX: Duration = Duration::from_secs(1);
-
-/// Of the attributes of a restore point, which never change.
-const MOMENT_TTL: Duration = Duration::from_secs(3600);
 
 /// How the tree keeps up with the store.
 #[derive(Clone, Copy, Debug)]
@@ -55,17 +63,33 @@ pub struct ViewOptions {
     pub refresh: Duration,
     /// How long anyone waits for a look.
     pub patience: Duration,
+    /// Which restore points the directory of a database shows.
+    pub listed: Listed,
+}
+
+/// Which restore points a directory shows; all of them have names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Listed {
+    /// Every one that a time means.
+    All,
+    /// The newest hundred, and before them the last of each minute, hour or day.
+    #[default]
+    Curated,
+    /// None.
+    None,
 }
 
 /// What a thing in the tree is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The root, or a database.
+    /// The root, a database, or a way to name its commits.
     Directory,
     /// `latest.db`.
     Link,
     /// A restore point.
     File,
+    /// `status.json` or `points.jsonl`: made when it is opened.
+    Text,
 }
 
 /// What `stat` shows.
@@ -121,8 +145,24 @@ enum PlaceInDirectory {
     Moment(GenerationId, Txid),
 }
 
-/// All lines of a directory, in order.
-pub type Listing = Arc<[Line]>;
+/// What an open file reads.
+#[derive(Clone)]
+pub enum Contents {
+    /// A restore point.
+    Moment(Arc<Database>),
+    /// What was known when it was opened.
+    Text(Arc<Text>),
+}
+
+impl Contents {
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Moment(database) => database.size(),
+            Self::Text(text) => text.size(),
+        }
+    }
+}
 
 /// What to look at in the store.
 #[derive(Clone)]
@@ -164,6 +204,7 @@ pub struct View {
     databases: Mutex<Databases>,
     slots: Mutex<Slots>,
     opened: Mutex<Opened>,
+    calls: Calls,
     complaints: Mutex<Complaints>,
 }
 
@@ -182,7 +223,7 @@ pub struct Member {
     replica: Arc<Replica>,
     follow: Arc<Follow>,
     /// Made when asked for, forgotten when something may be new.
-    listing: Mutex<Option<Listing>>,
+    shown: Mutex<Option<Arc<Shown>>>,
     complaints: Mutex<Complaints>,
 }
 
@@ -204,8 +245,14 @@ impl View {
             databases: Mutex::default(),
             slots: Mutex::default(),
             opened: Mutex::default(),
+            calls: Calls::default(),
             complaints: Mutex::default(),
         })
+    }
+
+    /// Counts what was asked for; `status.json` of the root shows it.
+    pub fn count(&self, call: Call) {
+        self.calls.count(call);
     }
 
     /// The first look for databases, for a caller who wants to know why it failed; gives how many
@@ -215,7 +262,10 @@ impl View {
     /// `Unavailable`, and `Invalid` if two replicas have one name.
     pub async fn start(&self) -> Result<usize> {
         let started = (self.clock)();
-        self.discover().await?;
+        if let Err(error) = self.discover().await {
+            self.root.failed((self.clock)(), &error);
+            return Err(error);
+        }
         self.root.seen(started);
         Ok(locked(&self.databases).by_name.len())
     }
@@ -274,232 +324,31 @@ impl View {
             number: DatabaseNumber(number),
             place,
             follow: Follow::new(store.location().to_owned()),
-            replica: Replica::new(store, self.cache.clone()),
-            listing: Mutex::default(),
+            replica: Replica::new(CircuitStore::new(store), self.cache.clone()),
+            shown: Mutex::default(),
             complaints: Mutex::default(),
         });
         all.push(member.clone());
         member
     }
 
-    /// What a name in a directory means.
-    ///
-    /// # Errors
-    /// `NotFound` for no such directory, `Unavailable` when nothing is known of it yet.
-    pub fn lookup(&self, directory: Inode, name: &OsStr, how: How) -> Result<Answer<Found>> {
-        let name = name.to_str();
-        match self.meaning(directory)? {
-            Meaning::Root => self.lookup_database(name, how),
-            Meaning::Database(number) => self.lookup_moment(&self.database(number)?, name, how),
-            Meaning::Latest(_) | Meaning::Moment(..) => Err(not_here("no directory")),
+    /// What an inode reads, if that is in memory: what somebody has open, and texts.
+    pub fn opened(&self, inode: Inode) -> Option<Contents> {
+        match self.text(inode) {
+            Some(text) => Some(Contents::Text(Arc::new(text))),
+            None => locked(&self.opened).get(inode).map(Contents::Moment),
         }
-    }
-
-    fn lookup_database(&self, name: Option<&str>, how: How) -> Result<Answer<Found>> {
-        let Some(name) = name else {
-            return Ok(Answer::Now(Found::Nothing(SETTLED_TTL)));
-        };
-        let known = || locked(&self.databases).by_name.get(name).cloned();
-        let entry = |member: Arc<Member>| {
-            Found::Entry(Entry {
-                attributes: self.database_attributes(&member),
-                ttl: self.database_ttl(&member),
-            })
-        };
-        if let Some(member) = known() {
-            // Another replica may answer while this one fails.
-            let need = match self.has_others(&member) && member.follow.is_failing() {
-                true => self.need(&Subject::Root, how, self.options.refresh),
-                false => Need::Nothing,
-            };
-            return Ok(match need {
-                Need::Nothing => Answer::Now(entry(member)),
-                Need::Wait | Need::Behind => Answer::Behind(entry(member), Subject::Root),
-            });
-        }
-        self.answer(Subject::Root, how, || {
-            Ok(known().map_or_else(|| Found::Nothing(self.name_ttl(&self.root)), entry))
-        })
-    }
-
-    fn lookup_moment(
-        &self,
-        member: &Arc<Member>,
-        name: Option<&str>,
-        how: How,
-    ) -> Result<Answer<Found>> {
-        let name = name.unwrap_or("");
-        if SIDECARS.iter().any(|suffix| name.ends_with(suffix)) {
-            return Ok(Answer::Now(Found::Nothing(SIDECAR_TTL)));
-        }
-        if name == LATEST {
-            return self.answer(Subject::Database(member.clone()), how, || {
-                Ok(match self.latest_attributes(member) {
-                    Some(attributes) => Found::Entry(Entry {
-                        attributes,
-                        ttl: self.name_ttl(&member.follow),
-                    }),
-                    None => Found::Nothing(self.name_ttl(&member.follow)),
-                })
-            });
-        }
-        let words = name.strip_suffix(SUFFIX);
-        let moment = words.and_then(|words| Moment::parse_time(words, (self.clock)()).ok());
-        let (Some(words), Some(moment)) = (words, moment) else {
-            return Ok(Answer::Now(Found::Nothing(SETTLED_TTL)));
-        };
-        let subject = Subject::Database(member.clone());
-        if !is_settled(moment, member.replica.newest()) {
-            return self.answer(subject, how, || {
-                self.resolve(member, moment, self.name_ttl(&member.follow))
-            });
-        }
-        // `5m-ago` needs no look, but means another moment soon.
-        let ttl = match Moment::is_relative(words) {
-            true => self.moving_ttl(),
-            false => SETTLED_TTL,
-        };
-        self.settled_answer(subject, how, || self.resolve(member, moment, ttl))
-    }
-
-    fn resolve(&self, member: &Member, moment: Moment, ttl: Duration) -> Result<Found> {
-        match member.replica.resolve(moment) {
-            Ok(point) => Ok(Found::Entry(Entry {
-                attributes: self.moment_attributes(member, &point)?,
-                ttl,
-            })),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Found::Nothing(ttl)),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// What `stat` shows of an inode that was given out.
-    ///
-    /// # Errors
-    /// `NotFound` if it is gone.
-    pub fn attributes(&self, inode: Inode) -> Result<Attributes> {
-        match self.meaning(inode)? {
-            Meaning::Root => Ok(self.root_attributes()),
-            Meaning::Database(number) => Ok(self.database_attributes(&*self.database(number)?)),
-            Meaning::Latest(number) => self
-                .latest_attributes(&*self.database(number)?)
-                .ok_or_else(|| not_here("no restore point yet")),
-            Meaning::Moment(..) => {
-                let (member, point) = self.moment(inode)?;
-                self.moment_attributes(&member, &point)
-            }
-        }
-    }
-
-    /// Where the link of an inode leads.
-    ///
-    /// # Errors
-    /// `NotFound`, `Invalid` for no link, `Unavailable` when nothing is known yet.
-    pub fn link_target(&self, inode: Inode, how: How) -> Result<Answer<String>> {
-        let Meaning::Latest(number) = self.meaning(inode)? else {
-            return Err(Error::invalid("not a link"));
-        };
-        let member = self.database(number)?;
-        self.answer(Subject::Database(member.clone()), how, || {
-            let newest = member.replica.newest();
-            newest
-                .map(|point| file_name(&point))
-                .ok_or_else(|| not_here("no restore point yet"))
-        })
-    }
-
-    /// The lines of a directory.
-    ///
-    /// # Errors
-    /// `NotFound` for no such directory, `Unavailable` when nothing is known of it yet.
-    pub fn list(&self, directory: Inode, how: How) -> Result<Answer<Listing>> {
-        match self.meaning(directory)? {
-            Meaning::Root => self.answer(Subject::Root, how, || Ok(self.list_databases())),
-            Meaning::Database(number) => {
-                let member = self.database(number)?;
-                self.answer(Subject::Database(member.clone()), how, || {
-                    let mut listing = locked(&member.listing);
-                    if listing.is_none() {
-                        *listing = Some(self.list_moments(&member)?);
-                    }
-                    Ok(listing.clone().expect("made just now"))
-                })
-            }
-            Meaning::Latest(_) | Meaning::Moment(..) => Err(not_here("no directory")),
-        }
-    }
-
-    /// The lines behind the one with this cookie; all for 0.
-    pub fn lines_after<'a>(&self, listing: &'a Listing, cookie: u64) -> &'a [Line] {
-        let place = match Inode(cookie).meaning() {
-            Some(Meaning::Moment(slot, txid)) => match locked(&self.slots).pair(slot) {
-                Some((_, generation)) => PlaceInDirectory::Moment(generation, txid),
-                None => return &[],
-            },
-            _ => PlaceInDirectory::Fixed(cookie),
-        };
-        &listing[listing.partition_point(|line| line.place <= place)..]
-    }
-
-    fn list_databases(&self) -> Listing {
-        let root = self.root_attributes();
-        let ttl = self.moving_ttl();
-        let mut lines = vec![
-            fixed_line(1, ".", root, ttl),
-            fixed_line(2, "..", root, ttl),
-        ];
-        let databases = locked(&self.databases);
-        lines.extend(databases.by_name.iter().map(|(name, member)| {
-            let attributes = self.database_attributes(member);
-            fixed_line(
-                attributes.inode.0,
-                name,
-                attributes,
-                self.database_ttl(member),
-            )
-        }));
-        // The order in which they were seen, so that a new one comes last.
-        lines.sort_by_key(|line| line.place);
-        lines.into()
-    }
-
-    fn list_moments(&self, member: &Member) -> Result<Listing> {
-        let ttl = self.moving_ttl();
-        let mut lines = vec![
-            fixed_line(1, ".", self.database_attributes(member), ttl),
-            fixed_line(2, "..", self.root_attributes(), ttl),
-        ];
-        if let Some(attributes) = self.latest_attributes(member) {
-            lines.push(fixed_line(attributes.inode.0, LATEST, attributes, ttl));
-        }
-        for point in &newest_named(&member.replica) {
-            let attributes = self.moment_attributes(member, point)?;
-            lines.push(Line {
-                cookie: attributes.inode.0,
-                name: file_name(point),
-                entry: Entry {
-                    attributes,
-                    ttl: SETTLED_TTL,
-                },
-                place: PlaceInDirectory::Moment(point.generation, point.txid),
-            });
-        }
-        Ok(lines.into())
-    }
-
-    /// The moment of an inode, if somebody has it open.
-    pub fn opened(&self, inode: Inode) -> Option<Arc<Database>> {
-        locked(&self.opened).get(inode)
     }
 
     /// Opens the moment of an inode.
     ///
     /// # Errors
     /// `NotFound` if it is gone, `Invalid` if the inode is no file, `Corrupt`, `Unavailable`.
-    pub async fn open(&self, inode: Inode) -> Result<Arc<Database>> {
+    pub async fn open(&self, inode: Inode) -> Result<Contents> {
         let (member, point) = self.moment(inode)?;
         let database = member.replica.open(&point).await?;
-        Ok(locked(&self.opened).keep(inode, database))
+        let database = locked(&self.opened).keep(inode, database);
+        Ok(Contents::Moment(database))
     }
 
     /// The words by which messages name an inode: a database, and a moment of it.
@@ -599,95 +448,12 @@ impl View {
             None => Err(not_here("the restore point is gone")),
         }
     }
-
-    /// How long a name that may mean something else with the next commit keeps its meaning: until
-    /// the next look, so that a commit is not late by what the kernel remembers and by what we do.
-    fn name_ttl(&self, follow: &Follow) -> Duration {
-        let fresh_for = follow.fresh_for((self.clock)(), self.options.refresh);
-        fresh_for.min(MOVING_TTL_MAX)
-    }
-
-    /// How long the name of a database means the replica that is shown.
-    fn database_ttl(&self, member: &Member) -> Duration {
-        match self.has_others(member) {
-            true => self.moving_ttl(),
-            false => SETTLED_TTL,
-        }
-    }
-
-    /// Whether a database has other replicas that could be shown.
-    fn has_others(&self, member: &Member) -> bool {
-        match &self.sources[member.place.source] {
-            Source::Database { replicas, .. } => replicas.len() > 1,
-            Source::Folder(_) => false,
-        }
-    }
-
-    fn moving_ttl(&self) -> Duration {
-        self.options.refresh.min(MOVING_TTL_MAX)
-    }
-
-    fn root_attributes(&self) -> Attributes {
-        let databases = locked(&self.databases);
-        let newest = databases
-            .by_name
-            .values()
-            .filter_map(|m| m.replica.newest());
-        Attributes {
-            inode: Inode::ROOT,
-            kind: Kind::Directory,
-            size: 0,
-            time: newest.map(|p| p.time).max().unwrap_or(self.started),
-            ttl: self.moving_ttl(),
-        }
-    }
-
-    fn database_attributes(&self, member: &Member) -> Attributes {
-        Attributes {
-            inode: Inode::database(member.number),
-            kind: Kind::Directory,
-            size: 0,
-            time: member.replica.newest().map_or(self.started, |p| p.time),
-            ttl: self.moving_ttl(),
-        }
-    }
-
-    fn latest_attributes(&self, member: &Member) -> Option<Attributes> {
-        let newest = member.replica.newest()?;
-        Some(Attributes {
-            inode: Inode::latest(member.number),
-            kind: Kind::Link,
-            size: file_name(&newest).len() as u64,
-            time: newest.time,
-            ttl: self.moving_ttl(),
-        })
-    }
-
-    fn moment_attributes(&self, member: &Member, point: &RestorePoint) -> Result<Attributes> {
-        let slot = locked(&self.slots).of(member.number, point.generation);
-        let inode = slot.and_then(|slot| Inode::moment(slot, point.txid));
-        let page_size = member.replica.page_size(point.generation);
-        match (inode, page_size) {
-            (Some(inode), Some(page_size)) => Ok(Attributes {
-                inode,
-                kind: Kind::File,
-                size: u64::from(point.pages) * u64::from(page_size),
-                time: point.time,
-                ttl: MOMENT_TTL,
-            }),
-            (None, _) => Err(Error::invalid(format!(
-                "no inode number is left for {}-{}; mount again",
-                point.generation, point.txid
-            ))),
-            (_, None) => Err(not_here("the generation is gone")),
-        }
-    }
 }
 
 impl Member {
     async fn refresh(&self) -> Result<()> {
         self.replica.refresh().await?;
-        *locked(&self.listing) = None;
+        *locked(&self.shown) = None;
         for trouble in self.replica.troubles() {
             let trouble = trouble.to_string();
             if locked(&self.complaints).is_news(&trouble, Instant::now()) {
@@ -707,67 +473,9 @@ impl Subject {
     }
 }
 
-/// The bytes from `offset` as they are served: bytes 18 and 19 of page 1 say that the journal is a
-/// rollback journal. With those of WAL mode SQLite wants a `-wal` and `-shm` that a read-only file
-/// system cannot hold, and refuses the file (fileformat2, "File format version numbers").
-pub fn served(offset: u64, bytes: Bytes) -> Bytes {
-    const ROLLBACK: [(u64, u8); 2] = [(18, 1), (19, 1)];
-    let end = offset + bytes.len() as u64;
-    if offset > ROLLBACK[1].0 || end <= ROLLBACK[0].0 {
-        return bytes;
-    }
-    let mut bytes = bytes.to_vec();
-    for (at, byte) in ROLLBACK {
-        if (offset..end).contains(&at) {
-            bytes[usize::try_from(at - offset).expect("at most 19")] = byte;
-        }
-    }
-    bytes.into()
-}
-
-/// The newest restore points that have names of their own: not those that a later generation
-/// hides, since a time that lies in both means the later one.
-fn newest_named(replica: &Replica) -> Vec<RestorePoint> {
-    // Hidden ones are few: where more than half of so many are, a shorter list will do.
-    let mut asked = LISTED_POINTS;
-    loop {
-        let mut points = replica.points(&PointsQuery {
-            newest: Some(asked),
-            ..PointsQuery::default()
-        });
-        let is_all = points.len() < asked || asked > LISTED_POINTS;
-        points.retain(|point| {
-            let resolved = replica.resolve(Moment::At(point.time));
-            resolved.is_ok_and(|resolved| resolved == *point)
-        });
-        if is_all || points.len() >= LISTED_POINTS {
-            let surplus = points.len().saturating_sub(LISTED_POINTS);
-            return points.split_off(surplus);
-        }
-        asked *= 2;
-    }
-}
-
 /// The name under which a restore point is listed.
 fn file_name(point: &RestorePoint) -> String {
     point.time.file_name() + SUFFIX
-}
-
-/// True if no commit to come can change what a moment means.
-fn is_settled(moment: Moment, newest: Option<RestorePoint>) -> bool {
-    match (moment, newest) {
-        (Moment::At(time), Some(newest)) => time <= newest.time,
-        _ => false,
-    }
-}
-
-fn fixed_line(cookie: u64, name: &str, attributes: Attributes, ttl: Duration) -> Line {
-    Line {
-        cookie,
-        name: name.to_owned(),
-        entry: Entry { attributes, ttl },
-        place: PlaceInDirectory::Fixed(cookie),
-    }
 }
 
 fn not_here(sentence: &str) -> Error {

@@ -36,12 +36,8 @@ pub fn timeline(commits: &[SpooledCommit], first: Txid, after: Timestamp) -> Vec
     for commit in commits {
         last = commit.time.max(Timestamp::from_micros(last.micros() + 1));
         entries.push(TimelineEntry {
-            txid,
-            time: last,
             upper_bound: commit.upper_bound,
-            in_snapshot: false,
-            pages: commit.pages,
-            min_pages: commit.pages,
+            ..TimelineEntry::new(txid, last, commit.pages)
         });
         txid = txid.next();
     }
@@ -90,13 +86,41 @@ pub fn encode_segment(
         add(last)?;
     }
     let (out, written) = writer.finish(&header, timeline, predecessors, None)?;
+    sync(out)?;
+    Ok((written, header.sqlite_version))
+}
+
+/// Writes the segment of a transaction whose pages lie in the snapshot at `snapshot_key` to `out`:
+/// nothing but its place in the history.
+///
+/// # Errors
+/// `Disk`.
+pub fn encode_mark(
+    snapshot_key: &str,
+    out: File,
+    header: &Header,
+    entry: TimelineEntry,
+    predecessors: &[Predecessor],
+    scratch: Scratch<'_>,
+) -> Result<Written> {
+    let out = BufWriter::new(out);
+    let writer = SegmentWriter::new(out, header.object_id, header.page_size, scratch)?;
+    let timeline = [TimelineEntry {
+        in_snapshot: true,
+        ..entry
+    }];
+    let (out, written) = writer.finish(header, &timeline, predecessors, Some(snapshot_key))?;
+    sync(out)?;
+    Ok(written)
+}
+
+fn sync(out: BufWriter<File>) -> Result<()> {
     let synced = out
         .into_inner()
         .map_err(std::io::IntoInnerError::into_error);
     synced
         .and_then(|file| file.sync_all())
-        .map_err(|e| Error::disk("write a WAL segment to the spool", e))?;
-    Ok((written, header.sqlite_version))
+        .map_err(|e| Error::disk("write a WAL segment to the spool", e))
 }
 
 /// All versions of a batch in order. Pages beyond the size that their own commit leaves are gone:
@@ -213,7 +237,9 @@ impl Iterator for Merge {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::container::Kind;
     use crate::format::ids::{PageSize, WalEnd};
+    use crate::format::sample;
     use crate::format::wal::WordOrder;
     use crate::replicate::sent::SentSegment;
     use crate::replicate::spool::{RunStart, Spool};
@@ -318,7 +344,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let batch = batch(dir.path(), &[(&[2, 1, 2], 2)]);
         let file = dir.path().join("segment.wal");
-        let header = crate::replicate::upload::tests::header(SIZE, 2, 2);
+        let header = sample::header(Kind::Segment, SIZE, 2, 2);
         let entries = timeline(&batch.commits, header.first, Timestamp::from_micros(0));
         let out = File::create(&file).unwrap();
         let scratch = scratch_in(dir.path());
@@ -336,6 +362,25 @@ mod tests {
         let stored = &bytes[block.offset as usize..][..block.length as usize];
         let pages = block.open(stored, SIZE).unwrap();
         assert_eq!((pages[0], pages[512]), (2, 3));
+    }
+
+    #[test]
+    fn a_mark_has_no_page_and_names_its_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let batch = batch(dir.path(), &[(&[2, 1], 2)]);
+        let file = dir.path().join("mark.wal");
+        let header = sample::header(Kind::Segment, SIZE, 2, 2);
+        let entry = timeline(&batch.commits, header.first, Timestamp::from_micros(0))[0];
+        let (out, scratch) = (File::create(&file).unwrap(), scratch_in(dir.path()));
+        let written = encode_mark("a key", out, &header, entry, &[], &scratch).unwrap();
+        assert_eq!((written.slots, written.block_bytes), (0, 0));
+        let mark = SentSegment::read_if_right(&file).unwrap().unwrap();
+        assert_eq!(mark.snapshot.as_deref(), Some("a key"));
+        let marked = TimelineEntry {
+            in_snapshot: true,
+            ..entry
+        };
+        assert_eq!(mark.timeline, [marked]);
     }
 
     #[test]

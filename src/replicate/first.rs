@@ -450,7 +450,7 @@ impl Compared {
 }
 
 /// What the store or its disk refuses now it may take later.
-fn will_pass(kind: ErrorKind) -> bool {
+pub(super) fn will_pass(kind: ErrorKind) -> bool {
     matches!(
         kind,
         ErrorKind::Unavailable | ErrorKind::Disk | ErrorKind::Refused

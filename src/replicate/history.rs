@@ -6,7 +6,7 @@ use crate::format::claim::Claim;
 use crate::format::container::{Header, Kind, Parent, SectionKind};
 use crate::format::ids::{DatabaseId, GenerationId, Timestamp, Txid, WriterId};
 use crate::format::key::{GENERATIONS, Key, ObjectKey, generation_prefix};
-use crate::format::segment::{TimelineEntry, decode_timeline_section};
+use crate::format::segment::{TimelineEntry, decode_snapshot_key, decode_timeline_section};
 use crate::replicate::writers::{Ending, Found, Inside};
 use crate::storage::catalog::{Catalog, GenerationListing, SegmentListing};
 use crate::storage::object::{StoredObject, get_exactly};
@@ -249,6 +249,20 @@ pub async fn read_segments(store: &dyn Store, objects: &[Listed]) -> Result<Vec<
         .await
 }
 
+/// Whether a segment lists a transaction as a restore point. False if it cannot be read.
+///
+/// # Errors
+/// `NotFound` if it was deleted since the listing; `Unavailable`, `Disk`.
+pub async fn has_point(store: &dyn Store, segment: &Listed, txid: Txid) -> Result<bool> {
+    let read = async {
+        let object = StoredObject::open(store, &segment.key, segment.size).await?;
+        let section = object.section(store, SectionKind::Timeline).await?;
+        decode_timeline_section(&object.footer.header, &section)
+    };
+    let timeline = readable(read.await)?.unwrap_or_default();
+    Ok(timeline.iter().any(|entry| entry.txid == txid))
+}
+
 /// What the footer and the timeline of a segment say.
 async fn read_inside(store: &dyn Store, listed: &Listed) -> Result<Inside> {
     let key = &listed.key;
@@ -278,7 +292,17 @@ async fn read_inside(store: &dyn Store, listed: &Listed) -> Result<Inside> {
         },
         writer: header.writer_id,
         ending: ending(header, last),
+        snapshot: match last.in_snapshot {
+            true => Some(snapshot_key(store, &object).await?),
+            false => None,
+        },
     })
+}
+
+async fn snapshot_key(store: &dyn Store, object: &StoredObject) -> Result<String> {
+    let section = object.section(store, SectionKind::SnapshotKey).await?;
+    let key = decode_snapshot_key(&section);
+    key.map_err(|e| e.context(format!("read {}/{}", store.location(), object.key)))
 }
 
 /// The state that a generation starts from, for one that has no segment yet, as a segment that ends
@@ -314,6 +338,7 @@ pub async fn first_state(
         hands_on: hash,
         writer: claim.writer_id,
         ending: ending(&header, last),
+        snapshot: None,
     });
     Ok(vec![Found {
         key: claim_object.key.clone(),

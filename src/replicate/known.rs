@@ -6,13 +6,13 @@
 //! not be: a wrong hash equals no page, so the page is uploaded.
 
 use crate::error::Result;
-use crate::format::container::{Kind, SectionKind};
-use crate::format::ids::{GenerationId, ObjectId, PageHash, PageSize, Pgno, Txid};
+use crate::format::container::{Kind, Parent, SectionKind};
+use crate::format::ids::{GenerationId, ObjectId, PageHash, PageSize, Pgno, Txid, WalEnd};
 use crate::format::snapshot::{self, Home, LEAF_PAGES, Leaf, LeafRef, MapRoot, Run, SnapshotIndex};
-use crate::storage::catalog::Catalog;
+use crate::storage::catalog::{Catalog, SnapshotListing};
 use crate::storage::object::StoredObject;
 use crate::storage::{Listed, Store};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Hashes that are fetched at once: 1 MiB of them.
@@ -105,7 +105,7 @@ impl KnownPages {
         &mut self,
         snapshot: &Listed,
         page_size: PageSize,
-        listed: &HashSet<&str>,
+        listed: &HashMap<&str, u64>,
     ) -> Result<bool> {
         let Some((object, index)) = self.open(snapshot, Kind::Snapshot, page_size).await? else {
             return Ok(false);
@@ -113,7 +113,7 @@ impl KnownPages {
         let Some(MapRoot { homes, leaves, .. }) = index.root else {
             return Ok(false);
         };
-        if !homes.iter().all(|home| listed.contains(home.key.as_str())) {
+        if !homes.iter().all(|home| is_listed(home, listed)) {
             return Ok(false);
         }
         self.leaves = leaves;
@@ -255,6 +255,18 @@ impl KnownPages {
     }
 }
 
+/// A snapshot that is stored with all that it needs.
+pub struct Complete {
+    /// It.
+    pub object: Listed,
+    /// The transaction whose state it is.
+    pub txid: Txid,
+    /// Later versions than this one are laid over it.
+    pub since: Txid,
+    /// SQLite's WAL at its transaction.
+    pub end: WalEnd,
+}
+
 /// The txid of a snapshot of this generation that is stored with all that it needs, if there is
 /// one.
 ///
@@ -268,36 +280,70 @@ pub async fn complete_snapshot(
     let Some(listing) = catalog.generations.get(&generation) else {
         return Ok(None);
     };
+    let found = first_complete(store, catalog, listing.snapshots.iter()).await?;
+    Ok(found.map(|found| found.txid))
+}
+
+/// The last snapshot at or before a transaction that is stored with all that it needs, if there is
+/// one.
+///
+/// # Errors
+/// `Unavailable`.
+pub async fn last_snapshot(
+    store: &dyn Store,
+    catalog: &Catalog,
+    through: Parent,
+) -> Result<Option<Complete>> {
+    let Some(listing) = catalog.generations.get(&through.generation) else {
+        return Ok(None);
+    };
+    let before = listing.snapshots.iter().rev();
+    let before = before.filter(|snapshot| snapshot.txid <= through.txid);
+    first_complete(store, catalog, before).await
+}
+
+/// The first of these that is stored with all that it needs.
+async fn first_complete(
+    store: &dyn Store,
+    catalog: &Catalog,
+    snapshots: impl Iterator<Item = &SnapshotListing>,
+) -> Result<Option<Complete>> {
     let listed = listed_homes(catalog);
-    for snapshot in &listing.snapshots {
+    for SnapshotListing { txid, object, .. } in snapshots {
         let read = async {
-            let object =
-                StoredObject::open(store, &snapshot.object.key, snapshot.object.size).await?;
+            let object = StoredObject::open(store, &object.key, object.size).await?;
             let sections = object.sections(store, SnapshotIndex::SECTIONS).await?;
-            SnapshotIndex::decode(&object.footer, sections.each_ref().map(|s| s.as_deref()))
+            let sections = sections.each_ref().map(|section| section.as_deref());
+            let index = SnapshotIndex::decode(&object.footer, sections)?;
+            Ok((object.footer.header, index.root))
         };
-        if let Some(SnapshotIndex {
-            root: Some(root), ..
-        }) = usable(read.await)?
-            && root
-                .homes
-                .iter()
-                .all(|home| listed.contains(home.key.as_str()))
+        if let Some((header, Some(root))) = usable(read.await)?
+            && root.homes.iter().all(|home| is_listed(home, &listed))
         {
-            return Ok(Some(snapshot.txid));
+            return Ok(Some(Complete {
+                object: object.clone(),
+                txid: *txid,
+                since: header.since,
+                end: header.end,
+            }));
         }
     }
     Ok(None)
 }
 
-/// The keys of all that a page map may point into.
-fn listed_homes(catalog: &Catalog) -> HashSet<&str> {
+/// The lengths of all that a page map may point into, by key.
+fn listed_homes(catalog: &Catalog) -> HashMap<&str, u64> {
     let snapshots = catalog.generations.values().flat_map(|g| &g.snapshots);
     let parts = catalog.generations.values().flat_map(|g| &g.parts);
-    snapshots
-        .map(|snapshot| snapshot.object.key.as_str())
-        .chain(parts.map(|part| part.object.key.as_str()))
+    let snapshots = snapshots.map(|snapshot| &snapshot.object);
+    let objects = snapshots.chain(parts.map(|part| &part.object));
+    objects
+        .map(|object| (object.key.as_str(), object.size))
         .collect()
+}
+
+fn is_listed(home: &Home, listed: &HashMap<&str, u64>) -> bool {
+    listed.get(home.key.as_str()) == Some(&home.length)
 }
 
 /// The runs of `runs` that lie in a leaf, cut to it.

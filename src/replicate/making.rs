@@ -42,14 +42,7 @@ impl Making {
 
     /// Every page is as it was where the generation begins.
     fn at_base(&self, read: &PagesRead, end: WalEnd) -> ValidFrom {
-        let entry = TimelineEntry {
-            txid: Txid::FIRST,
-            time: self.generation.started,
-            upper_bound: false,
-            in_snapshot: false,
-            pages: read.pages(),
-            min_pages: read.pages(),
-        };
+        let entry = TimelineEntry::new(Txid::FIRST, self.generation.started, read.pages());
         ValidFrom { entry, end }
     }
 
@@ -74,13 +67,10 @@ impl Making {
                 changed = self.tip.changed() => changed.map_err(|_| ended())?,
             }
         };
+        let txid = self.generation.txid(commit.seq);
         let entry = TimelineEntry {
-            txid: self.generation.txid(commit.seq),
-            time: commit.time,
             upper_bound: commit.upper_bound,
-            in_snapshot: false,
-            pages: commit.pages,
-            min_pages: commit.pages,
+            ..TimelineEntry::new(txid, commit.time, commit.pages)
         };
         Ok(ValidFrom {
             entry,

@@ -8,6 +8,7 @@ mod copy;
 pub mod decide;
 pub mod encode;
 pub mod first;
+pub mod fork;
 pub mod history;
 pub mod identity;
 pub mod known;

@@ -36,6 +36,8 @@ pub struct SentSegment {
     pub index: Option<SegmentIndex>,
     /// What it lists.
     pub predecessors: Vec<Predecessor>,
+    /// The key of the snapshot that holds the pages of its one transaction, if one does.
+    pub snapshot: Option<String>,
 }
 
 impl SentSegment {
@@ -117,11 +119,18 @@ impl SentSegment {
             Some(_) => segment::decode_predecessors(&open(SectionKind::Predecessors)?)?,
             None => Vec::new(),
         };
+        let snapshot = match footer.section(SectionKind::SnapshotKey) {
+            Some(_) => Some(segment::decode_snapshot_key(&open(
+                SectionKind::SnapshotKey,
+            )?)?),
+            None => None,
+        };
         Ok(Self {
             footer,
             timeline,
             index,
             predecessors,
+            snapshot,
         })
     }
 

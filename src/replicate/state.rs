@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::container::Parent;
-use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid};
+use crate::format::ids::{GenerationId, ObjectHash, Timestamp, Txid, WalEnd};
 use crate::format::key::{Key, ObjectKey};
 use crate::replicate::spool::{RunInfo, SpooledCommit};
 use crate::replicate::writers::{Ending, Fencing, Inside, Known, Place};
@@ -24,6 +24,12 @@ pub struct GenerationState {
     pub token: u64,
     /// The `seq` of the state that it starts from: txid 1.
     pub base: u64,
+    /// Where SQLite's WAL stood at that state; all zeros if that is not known.
+    #[serde(default)]
+    pub start: WalEnd,
+    /// It starts from a stored commit: its first snapshot is made of what its parent has stored.
+    #[serde(default)]
+    pub is_fork: bool,
     /// The generation it goes on from, and the last txid that both share.
     pub parent: Option<(GenerationId, Txid)>,
     /// When it began, which is the time of txid 1.
@@ -114,7 +120,19 @@ impl GenerationState {
             time: self.last_time(),
             run: (self.run, self.token),
             seq: self.sent_seq(),
+            end: self.sent.map_or(self.start, |commit| commit.end),
         }
+    }
+
+    /// The key of its claim.
+    pub fn claim_key(&self) -> String {
+        let (generation, object) = (self.id, ObjectKey::Claim);
+        Key { generation, object }.to_string()
+    }
+
+    /// Whether it is a fork whose first snapshot is not stored yet: it must not end before that.
+    pub fn is_unmade_fork(&self) -> bool {
+        self.is_fork && self.complete.is_none()
     }
 
     /// The time of the last stored commit, which the next one lies behind.
@@ -236,7 +254,7 @@ impl Begun {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::ids::{PageSize, WalEnd};
+    use crate::format::ids::PageSize;
 
     fn run(id: u64, token: u64, base: u64) -> RunInfo {
         let time = Timestamp::from_micros(0);
@@ -263,6 +281,8 @@ mod tests {
             run: 3,
             token: 7,
             base: 20,
+            start: WalEnd::default(),
+            is_fork: false,
             parent: None,
             started: time,
             reason: String::new(),
@@ -322,11 +342,13 @@ mod tests {
     }
 
     #[test]
-    fn a_state_of_an_earlier_version_knows_nothing_of_fencing() {
+    fn a_state_of_an_earlier_version_knows_nothing_of_fencing_and_forks() {
         let mut old = serde_json::to_value(state()).unwrap();
-        old.as_object_mut().unwrap().remove("fencing");
+        let fields = old.as_object_mut().unwrap();
+        fields.retain(|name, _| !["fencing", "start", "is_fork"].contains(&name.as_str()));
         let read: GenerationState = serde_json::from_value(old).unwrap();
         assert_eq!(read.fencing, Fencing::Unknown);
+        assert_eq!((read.start, read.is_fork), (WalEnd::default(), false));
     }
 
     #[test]

@@ -10,13 +10,17 @@
 //! | `task` | the loop: what comes next, what failed, what is said of it |
 //! | `pace` | when what waits is sent (pure) |
 //! | `send` | from the spool to a stored segment |
+//! | `huge` | a transaction too large for a segment, which becomes a snapshot |
 //! | `look` | what others stored behind our position or above our generation |
 //! | `resume` | goes on in a generation after a start, with a state or without |
 //! | `begin` | begins a generation, and its first snapshot |
+//! | `fork` | a generation that starts from a stored commit, and its first snapshot |
 //!
 //! Who may write is decided in [`crate::replicate::writers`].
 
 mod begin;
+mod fork;
+mod huge;
 mod look;
 mod pace;
 mod resume;
@@ -52,7 +56,12 @@ pub struct UploadSettings {
     pub take_over: bool,
     /// Where segments stay for a while once they are stored.
     pub kept: Arc<Kept>,
+    /// A transaction whose pages take more than this, stored, becomes a snapshot.
+    pub huge_bytes: u64,
 }
+
+/// What a transaction takes at most as a segment, stored bytes of its pages.
+pub const HUGE_BYTES: u64 = 64 << 20;
 
 /// Bytes of stored segments that stay on the local disk, for each replica.
 const KEPT_BYTES: u64 = 64 << 20;
@@ -179,39 +188,4 @@ fn hurry(urgent: &watch::Sender<u64>, seq: u64) {
         *urgent = seq.max(*urgent);
         later
     });
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use crate::format::container::{Header, Kind};
-    use crate::format::ids::{
-        DatabaseId, GenerationId, ObjectHash, ObjectId, PageSize, Txid, WalEnd, WriterId,
-    };
-
-    /// The header of a made-up segment of generation 00000001-00000002.
-    pub(crate) fn header(page_size: PageSize, first: u64, last: u64) -> Header {
-        let first = Txid::new(first).unwrap();
-        Header {
-            kind: Kind::Segment,
-            level: 0,
-            page_size,
-            object_id: ObjectId([3; 8]),
-            database_id: DatabaseId([4; 16]),
-            writer_id: WriterId([5; 8]),
-            generation: GenerationId {
-                ordinal: 1,
-                random: 2,
-            },
-            parent: None,
-            first,
-            last: Txid::new(last).unwrap(),
-            since: first,
-            end: WalEnd::default(),
-            exact: false,
-            thinned: false,
-            sqlite_version: 0,
-            previous: ObjectHash([6; 32]),
-            last_input: ObjectHash([0; 32]),
-        }
-    }
 }

@@ -12,6 +12,9 @@
 use crate::format::claim::Claim;
 use crate::format::container::Parent;
 use crate::format::ids::{GenerationId, ObjectHash, PageSize, Timestamp, Txid, WalEnd, WriterId};
+use crate::format::key::{Key, ObjectKey};
+use crate::maintain::keeper::BARE_CLAIM;
+use crate::storage::Listed;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -19,9 +22,6 @@ use std::time::Duration;
 /// A store that was not spoken to for longer than this may hold another writer's objects, and their
 /// names may be free again: merged, and deleted no less than an hour later.
 pub const PAUSE: Duration = Duration::from_secs(600);
-
-/// A higher claim with nothing stored under it counts for so long.
-pub const BARE_CLAIM: Duration = Duration::from_secs(24 * 3600);
 
 /// What stands behind the last transaction of a stored object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,8 @@ pub struct Inside {
     pub writer: WriterId,
     /// Behind its last transaction.
     pub ending: Ending,
+    /// The key of the snapshot that holds the pages of its one transaction, if one does.
+    pub snapshot: Option<String>,
 }
 
 impl Inside {
@@ -218,6 +220,8 @@ pub struct Place {
     pub run: (u64, u64),
     /// Its number in the spool.
     pub seq: u64,
+    /// SQLite's WAL behind it.
+    pub end: WalEnd,
 }
 
 /// From where the next generation goes on, of two commits of our past: the last one that the state
@@ -329,6 +333,26 @@ pub struct Higher {
     pub claim: Option<Claim>,
     /// How long it has had nothing but its claim.
     pub bare_for: Option<Duration>,
+}
+
+/// True if an upload was stored where somebody had gone on before: what lies behind it was there
+/// earlier, by the clock of the store. Whoever stored that never builds on the upload. Otherwise
+/// somebody may have.
+pub fn came_late(key: &str, listed: &[Listed]) -> bool {
+    let ours = listed.iter().find(|listed| listed.key == key);
+    let object = |key: &str| Key::parse(key).map(|key| key.object);
+    let (Some(ours), Some(ObjectKey::Upload { first })) = (ours, object(key)) else {
+        return false;
+    };
+    listed.iter().any(|other| {
+        let is_behind = match object(&other.key) {
+            Some(ObjectKey::Upload { first: next }) => next > first,
+            Some(ObjectKey::Merged { last, .. }) => last >= first,
+            Some(ObjectKey::Snapshot { txid, .. }) => txid > first,
+            Some(ObjectKey::Claim | ObjectKey::Part { .. }) | None => false,
+        };
+        is_behind && other.modified < ours.modified
+    })
 }
 
 /// How old a claim is, given when it was stored and what time it is now, by the clock of the store.

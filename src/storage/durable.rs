@@ -52,10 +52,13 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Scratch files in a directory, unnamed.
+/// Scratch files in a directory, unnamed. It is made if it is missing.
 pub fn scratch_in(dir: &Path) -> impl Fn() -> std::io::Result<Box<dyn ScratchFile>> + use<> {
     let dir = dir.to_owned();
-    move || Ok(Box::new(tempfile::tempfile_in(&dir)?) as Box<dyn ScratchFile>)
+    move || {
+        fs::create_dir_all(&dir)?;
+        Ok(Box::new(tempfile::tempfile_in(&dir)?) as Box<dyn ScratchFile>)
+    }
 }
 
 fn temporary_name(path: &Path) -> PathBuf {
@@ -67,6 +70,14 @@ fn temporary_name(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scratch_files_need_no_directory_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let scratch = scratch_in(&dir.path().join("making/this"));
+        let mut file = scratch().unwrap();
+        file.write_all(b"something").unwrap();
+    }
 
     #[test]
     fn a_replaced_file_holds_the_new_bytes_and_leaves_nothing_beside_it() {

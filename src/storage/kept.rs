@@ -124,16 +124,6 @@ impl Kept {
         Ok(())
     }
 
-    /// The object `key`, if it is kept and has `length` bytes.
-    pub fn open_file(&self, key: &str, length: u64) -> Option<File> {
-        if !self.files().numbers.contains_key(key) {
-            return None;
-        }
-        let file = File::open(self.path(key)?).ok()?;
-        let metadata = file.metadata().ok()?;
-        (metadata.len() == length).then_some(file)
-    }
-
     /// Whether the object `key` is kept.
     pub fn has(&self, key: &str) -> bool {
         self.files().numbers.contains_key(key)
@@ -286,7 +276,6 @@ fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
-    use std::io::Read;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use tempfile::TempDir;
 
@@ -336,17 +325,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_read_again_if_it_has_its_length_also_after_a_restart() {
+    fn what_is_kept_is_read_again_also_after_a_restart() {
         let mut world = World::new(100);
         world.keep(2, 10);
         for _ in 0..2 {
-            let mut bytes = Vec::new();
-            let mut file = world.kept.open_file(&key(2), 10).unwrap();
-            file.read_to_end(&mut bytes).unwrap();
-            assert_eq!(bytes, [2; 10]);
-            assert!(world.kept.open_file(&key(2), 11).is_none());
-            assert!(world.kept.open_file(&key(3), 10).is_none());
-            assert!(world.kept.open_file("..", 4096).is_none());
+            assert_eq!(world.kept.read(&key(2), 0, 10), Some(vec![2; 10]));
+            assert_eq!(world.kept.read(&key(2), 4, 6), Some(vec![2; 6]));
+            assert_eq!(world.kept.read(&key(2), 0, 11), None);
+            assert_eq!(world.kept.read(&key(3), 0, 10), None);
+            assert_eq!(world.kept.read("..", 0, 1), None);
             world.reopen(100);
         }
         let directory = fs::metadata(&world.kept.directory).unwrap();
@@ -359,9 +346,9 @@ mod tests {
         let file = world.dir.path().join("last.wal");
         fs::write(&file, "segment").unwrap();
         world.kept.keep(&key(2), &file).unwrap();
-        let kept = world.kept.open_file(&key(2), 7).unwrap();
+        let kept = world.kept.path(&key(2)).unwrap();
         assert_eq!(
-            kept.metadata().unwrap().ino(),
+            fs::metadata(kept).unwrap().ino(),
             fs::metadata(&file).unwrap().ino()
         );
         world.kept.forget([&*key(2)]);
@@ -433,7 +420,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert_eq!(world.txids(), [2]);
         fs::remove_dir_all(&world.kept.directory).unwrap();
-        assert!(world.kept.open_file(&key(2), 10).is_none());
+        assert_eq!(world.kept.read(&key(2), 0, 10), None);
         assert!(world.kept.keep(&key(3), &file).is_err());
         world.kept.forget([&*key(2)]);
         assert_eq!(world.kept.files().bytes, 0);

@@ -7,6 +7,7 @@
 
 pub(crate) mod blocking;
 pub mod catalog;
+pub mod circuit;
 #[doc(hidden)]
 pub mod conformance;
 pub(crate) mod cover;

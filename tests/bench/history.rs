@@ -5,16 +5,20 @@
 
 mod application;
 mod made;
+mod opened;
 
-use super::{Row, ratio};
+use super::{Row, highest, megabytes, ratio};
+use crate::world::World;
 use crate::writer::Dice;
 use application::{Application, Keys};
 use made::{Commit, Costs, DAY, Hands, Made, PAGE_BYTES, Stored};
+pub(super) use opened::{long_replica, open};
 use sqlrepl::format::key::ObjectKey;
 use sqlrepl::storage::memory::MemoryStore;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -352,4 +356,62 @@ pub(super) fn merging() -> Vec<Row> {
         ))
     })
     .collect()
+}
+
+/// (d): what daemon and mount hold in memory while an application writes as fast as it can, and
+/// all that maintenance does is due again and again.
+pub(super) fn resident() -> Vec<Row> {
+    const PAGE_CACHE: f64 = (16 << 20) as f64;
+    let world = World::alone();
+    let mut application = Application::new(&world.path("app.db"), Keys::Skewed);
+    let retention = "--retention all=20s,hourly=30d --retention-check-interval 2s";
+    let mut daemon = world.daemon_with(&format!("--snapshot-interval 10s {retention}"));
+    let mount = world.mount_at("mount --page-cache 16MiB replicas mnt");
+    let seconds = scaled(60) as u64;
+    let (mut commits, mut mounted, mut opened) = (0, 0.0, 0);
+    let replicating = highest(&daemon, || {
+        mounted = highest(&mount.program, || {
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    commits = application.write(seconds);
+                    done.store(true, Ordering::Relaxed);
+                });
+                while !done.load(Ordering::Relaxed) {
+                    for moment in ["latest", "10s-ago"] {
+                        let query = "SELECT count(*) FROM ledger WHERE customer = 4712";
+                        // A moment 10 s ago may lie before the first one, or be thinned.
+                        let asked = world.try_sql(&format!("mnt/app/{moment}.db"), query);
+                        opened += u32::from(asked.code == 0);
+                    }
+                }
+            });
+        });
+    });
+    drop(mount);
+    world.sync();
+    assert_eq!(daemon.term(), 0);
+    let count = |is: &dyn Fn(&str) -> bool| {
+        let objects = world.objects("replicas/app");
+        objects.iter().filter(|(key, _)| is(key)).count()
+    };
+    let merged = count(&|key| key.ends_with(".wal") && !key.contains("/wal/0/"));
+    let snapshots = count(&|key| key.ends_with(".snapshot"));
+    let beside = format!("{commits} commits, {merged} merged segments, {snapshots} snapshots");
+    vec![
+        megabytes(
+            "RssAnon of the daemon while it merges and thins",
+            replicating,
+            "<= 64 MB",
+            replicating <= 64e6,
+        )
+        .beside(beside),
+        megabytes(
+            "RssAnon of a mount meanwhile, page cache of 16 MiB",
+            mounted,
+            "<= 64 MB + cache",
+            mounted <= 64e6 + PAGE_CACHE,
+        )
+        .beside(format!("{opened} moments queried")),
+    ]
 }

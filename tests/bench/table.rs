@@ -2,6 +2,7 @@
 //! five runs; those that are compared take turns, so that both meet the same machine.
 
 mod history;
+mod mount;
 mod s3;
 
 use crate::exact::check_some;
@@ -36,11 +37,14 @@ type Measure = fn() -> Vec<Row>;
 #[test]
 #[ignore = "make bench runs it, alone and with optimisation"]
 fn table() {
-    let parts: [(&str, Measure); 14] = [
+    let parts: [(&str, Measure); 19] = [
         ("pace", writer_at_a_pace),
         ("speed", writer_at_full_speed),
         ("restore", restore_against_copy),
-        ("query", query_through_the_mount),
+        ("warm", mount::warm),
+        ("cold", mount::cold),
+        ("moments", mount::moments),
+        ("names", mount::names),
         ("restart", clean_restart),
         ("memory", memory),
         ("durable", s3::commit_to_durable),
@@ -51,6 +55,8 @@ fn table() {
         ("size", history::size),
         ("changed", history::changed),
         ("merging", history::merging),
+        ("open", history::open),
+        ("resident", history::resident),
     ];
     let only = std::env::var("SQLREPL_BENCH").unwrap_or_default();
     let chosen = parts
@@ -294,28 +300,6 @@ fn restore_against_copy() -> Vec<Row> {
         speed,
         ">= 0.6",
         speed >= 0.6,
-    )]
-}
-
-fn query_through_the_mount() -> Vec<Row> {
-    let (world, mut daemon) = large(100, "");
-    world.await_sync(&mut daemon);
-    assert_eq!(daemon.term(), 0);
-    let mount = world.mount();
-    let query = "SELECT sum(length(v)) FROM t; SELECT count(*) FROM t WHERE v LIKE '%FFFFF%'";
-    let plain = || seconds(|| drop(world.sql("app.db", query)));
-    let mounted = || seconds(|| drop(world.sql("mnt/app/latest.db", query)));
-    // Both warm.
-    plain();
-    mounted();
-    let (plain, mounted) = in_turns(plain, mounted);
-    drop(mount);
-    let time = mounted / plain;
-    vec![ratio(
-        "warm query, time in the mount / plain file",
-        time,
-        "<= 1.1",
-        time <= 1.1,
     )]
 }
 

@@ -3,6 +3,7 @@
 
 use crate::oracle::{ImageHash, images};
 use crate::writer::Dice;
+use sqlrepl::format::container::Parent;
 use sqlrepl::format::ids::{GenerationId, RestorePoint};
 use sqlrepl::materialize::cache::BlockCache;
 use sqlrepl::materialize::pages::ReadAhead;
@@ -49,6 +50,13 @@ impl Reader {
             }
         }
         generations.into_iter().map(|(_, points)| points).collect()
+    }
+
+    /// What a generation says that it goes on from.
+    pub(crate) fn parent(&self, generation: GenerationId) -> Option<Parent> {
+        let generations = self.replica.generations();
+        let info = generations.iter().find(|info| info.id == generation)?;
+        info.claim.as_ref()?.parent
     }
 
     /// The hash of all pages of a restore point.
@@ -108,15 +116,18 @@ pub(crate) fn check_durable(replica: &Path, ledger: &Path, shown: usize) {
 }
 
 /// Checks that every restore point is an image that SQLite showed, in order, and that none is
-/// missing between two of one generation.
+/// missing between two of one generation. A generation starts behind all that is stored before it,
+/// or is a fork, which starts with the image that it shares with its parent.
 #[track_caller]
 pub(crate) fn check_all(replica: &Path, ledger: &Path) -> Exact {
     let reader = Reader::new(replica);
     let shown = images(ledger);
     let mut exact = Exact::default();
+    let mut places: HashMap<Parent, usize> = HashMap::new();
     for points in reader.generations() {
         check_names(&points);
         let mut seen: Vec<ImageHash> = Vec::new();
+        let mut steps = Vec::new();
         for point in &points {
             let hash = reader.hash(point);
             assert!(shown.contains(&hash), "SQLite never showed {point:?}");
@@ -124,18 +135,27 @@ pub(crate) fn check_all(replica: &Path, ledger: &Path) -> Exact {
             if seen.last() != Some(&hash) {
                 seen.push(hash);
             }
+            steps.push(seen.len() - 1);
         }
-        let earliest = exact.ranges.last().map_or(0, |range| *range.end());
-        let starts = earliest..(shown.len() + 1).saturating_sub(seen.len());
-        let start = { starts }.find(|start| shown[*start..].starts_with(&seen));
-        let Some(start) = start else {
+        let forked = reader.parent(points[0].generation);
+        let forked = forked.and_then(|parent| places.get(&parent).copied());
+        let earliest = exact.ranges.iter().map(|range| *range.end()).max();
+        let starts = earliest.unwrap_or(0)..(shown.len() + 1).saturating_sub(seen.len());
+        let is_start = |start: &usize| shown[*start..].starts_with(&seen);
+        let Some(start) = starts.chain(forked).find(is_start) else {
             let at = |hash| shown.iter().position(|other| other == hash);
             let order: Vec<_> = seen.iter().map(at).collect();
             panic!(
-                "from {:?} on not in the order of SQLite: {order:?}",
-                points[0]
+                "from {:?} on not in the order of SQLite, behind {:?}: {order:?}",
+                points[0], exact.ranges
             );
         };
+        places.extend(points.iter().zip(steps).map(|(point, step)| {
+            let RestorePoint {
+                generation, txid, ..
+            } = *point;
+            (Parent { generation, txid }, start + step)
+        }));
         exact.ranges.push(start..=start + seen.len() - 1);
         exact.points += points.len();
     }
@@ -143,12 +163,17 @@ pub(crate) fn check_all(replica: &Path, ledger: &Path) -> Exact {
 }
 
 /// Checks that every restore point is an image that SQLite showed, in order, and that none of the
-/// newest so much time is missing. The number of points.
+/// newest so much time is missing, whatever generation it is in. The number of points.
 #[track_caller]
 pub(crate) fn check_kept(replica: &Path, ledger: &Path, window: Duration) -> usize {
     let reader = Reader::new(replica);
     let shown = images(ledger);
     let generations = reader.generations();
+    let newest = generations
+        .iter()
+        .flatten()
+        .map(|point| point.time.micros());
+    let start = newest.max().unwrap() - i64::try_from(window.as_micros()).unwrap();
     for points in &generations {
         let mut place = 0;
         for point in points {
@@ -157,8 +182,6 @@ pub(crate) fn check_kept(replica: &Path, ledger: &Path, window: Duration) -> usi
             place +=
                 found.unwrap_or_else(|| panic!("SQLite never showed {point:?} behind {place}"));
         }
-        let newest = points[points.len() - 1].time.micros();
-        let start = newest - i64::try_from(window.as_micros()).unwrap();
         let recent = points.partition_point(|point| point.time.micros() < start);
         check_names(&points[recent..]);
     }

@@ -64,6 +64,18 @@ impl Lineage {
         claims.map(|claim| claim.reason.as_str()).collect()
     }
 
+    /// Each state that SQLite showed this machine, from the first restore point of all on, is a
+    /// restore point.
+    #[track_caller]
+    pub(crate) fn check_moments(&self, machine: &Machine) {
+        let stored: HashSet<_> = self.images.values().collect();
+        let first = self.image(&self.generations[0].points[0]);
+        let shown = machine.images();
+        let since = shown.iter().skip_while(|image| **image != first);
+        let lost = since.filter(|image| !stored.contains(image)).count();
+        assert_eq!(lost, 0, "of {} states; {self}", shown.len());
+    }
+
     fn read(replica: &Path) -> Self {
         let reader = Reader::new(replica);
         let points = reader.generations();

@@ -231,7 +231,7 @@ impl<'w> Machine<'w> {
     }
 }
 
-/// The clock of a daemon: the machine's, but so much ahead of it or behind.
+/// The clocks of a daemon: the machine's, but so much ahead of them or behind.
 pub(crate) struct Clock {
     library: PathBuf,
     file: PathBuf,
@@ -250,7 +250,7 @@ impl Clock {
             library: world.preloaded("clock.c"),
             file: world.path(&format!("{name}.clock")),
         };
-        fs::write(&clock.file, [0; 8]).unwrap();
+        fs::write(&clock.file, [0; 16]).unwrap();
         clock
     }
 
@@ -259,15 +259,26 @@ impl Clock {
         self.set(i64::try_from(by.as_micros()).unwrap());
     }
 
+    /// As if so much time had passed: the time since boot is ahead, too.
+    pub(crate) fn set_passed(&self, time: Duration) {
+        let micros = i64::try_from(time.as_micros()).unwrap();
+        self.write(8, micros);
+        self.write(0, micros);
+    }
+
     /// Sets it behind the machine's.
     pub(crate) fn set_back(&self, by: Duration) {
         self.set(-i64::try_from(by.as_micros()).unwrap());
     }
 
     fn set(&self, micros: i64) {
+        self.write(0, micros);
+    }
+
+    fn write(&self, offset: u64, micros: i64) {
         // In place: the daemon has the file in its memory.
         let file = File::options().write(true).open(&self.file).unwrap();
-        file.write_all_at(&micros.to_ne_bytes(), 0).unwrap();
+        file.write_all_at(&micros.to_ne_bytes(), offset).unwrap();
     }
 
     /// What makes it the clock of a daemon.

@@ -7,13 +7,16 @@
 //! came of that. The other modules are stories; the README's promises stand above the tests that
 //! show them.
 
+mod at;
 #[path = "../bench/table.rs"]
 mod bench;
 mod checkpoint;
+mod clients;
 mod config;
 mod crash;
 mod damage;
 mod demo;
+mod disk_cache;
 mod exact;
 mod fleet;
 mod hangs;
@@ -24,12 +27,15 @@ mod maintain;
 mod mishaps;
 mod model;
 mod mount;
+mod names;
 mod oracle;
 mod program;
+mod query;
 mod replicate;
 mod restore;
 mod s3;
 mod s3_server;
+mod start;
 mod store_calls;
 mod stored;
 mod tidy;

@@ -2,12 +2,14 @@
 //! becomes of them.
 
 use crate::exact::Reader;
+use crate::machine::{Clock, HOUR};
 use crate::oracle::ImageHash;
-use crate::program::Running;
+use crate::program::{Running, run};
 use crate::world::{World, walk};
 use serde_json::Value;
 use sqlrepl::format::ids::RestorePoint;
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, SystemTime};
 
 const COMMITS: usize = 12;
@@ -72,8 +74,6 @@ fn level(world: &World, level: u8) -> usize {
     let folder = format!("/wal/{level}/");
     objects.iter().filter(|(n, _)| n.contains(&folder)).count()
 }
-
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// README: "Merging and retention change nothing in the restore points that stay."
 #[test]
@@ -143,6 +143,62 @@ fn compact_gives_up_restore_points_only_if_it_is_told_how_long_they_stay() {
     // The snapshot stays for a while, and with it its own moment.
     let left = images(&world);
     assert_eq!((left.len(), left.last()), (2, Some(&newest)));
+}
+
+#[test]
+fn commands_delete_nothing_by_a_clock_that_says_2100() {
+    let world = left_behind();
+    let clock = Clock::new(&world, "command");
+    clock.set_ahead(HOUR * 24 * 365 * 74);
+    let command = |words: &str| {
+        let mut command = world.ours(&format!("{words} replicas/app --retention 1ms"));
+        run(command.envs(clock.environment()))
+    };
+    let refused = command("retain").stderr;
+    assert!(
+        refused.contains("nothing is deleted: the clock says 2100-"),
+        "{refused}"
+    );
+    let said = command("compact").stdout;
+    assert!(
+        said.contains("nothing is deleted: the clock says 2100-"),
+        "{said}"
+    );
+    assert_eq!((level(&world, 0), world.points().len()), (COMMITS, 13));
+}
+
+#[test]
+fn a_moment_that_is_deleted_while_it_is_open_is_gone_and_not_damaged() {
+    let world = World::new();
+    let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300)";
+    world.sql(
+        "app.db",
+        &format!(
+            "PRAGMA journal_mode = WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v);
+             {rows} INSERT INTO t SELECT i, randomblob(8000) FROM n"
+        ),
+    );
+    let mut daemon = world.daemon_with("--sync-interval 0");
+    for _ in 0..3 {
+        world.sync();
+        world.sql("app.db", "UPDATE t SET v = randomblob(8000)");
+    }
+    world.sync();
+    assert_eq!(daemon.term(), 0);
+    let mut mount = world.mount_at("mount --page-cache 1MiB replicas mnt");
+    let point = &world.points()[1];
+    let file = File::open(world.path(&format!("mnt/app/{}.db", point.time))).unwrap();
+    let mut page = [0; 4096];
+    file.read_exact_at(&mut page, 0).unwrap();
+    world
+        .sqlrepl("compact replicas/app --force --retention all=1ms")
+        .ok();
+    let error = file.read_exact_at(&mut page, point.size - 4096);
+    assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::ESTALE));
+    mount.program.wait_says(&format!(
+        "keeps no restore point at txid {}: retention removed it",
+        point.txid
+    ));
 }
 
 /// README: "`retain --dry-run` says what would stay and go, and why, and changes nothing."

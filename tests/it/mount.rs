@@ -6,9 +6,10 @@ use crate::stored::{Stored, at};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use sqlrepl::error::{Error, ErrorKind};
 use sqlrepl::format::ids::Timestamp;
+use sqlrepl::materialize::hydrate::HydrateOptions;
 use sqlrepl::mount::discover::Source;
 use sqlrepl::mount::mountpoint::Mount;
-use sqlrepl::mount::session::{self, MountOptions, Ready};
+use sqlrepl::mount::session::{self, DiskCacheOptions, MountOptions, Ready};
 use sqlrepl::storage::Store;
 use sqlrepl::storage::fault::{Fault, FaultStore, Verb};
 use sqlrepl::storage::memory::MemoryStore;
@@ -123,6 +124,7 @@ impl Served {
                 |ready| {
                     check(ready);
                     is_ready.send(()).unwrap();
+                    Ok(())
                 },
                 // Also when the test has failed and nobody is left to say so.
                 async { drop(stopped.await) },
@@ -212,6 +214,27 @@ fn a_mount_left_by_a_killed_daemon_is_replaced() {
     served.stop();
     served.outcome().unwrap();
     assert_eq!(place.mounted(), [""; 0]);
+}
+
+#[test]
+fn a_cache_directory_that_does_not_answer_is_done_without() {
+    let (place, silent) = (Place::new(), Place::new());
+    // Nobody serves it, and nobody has given it up: whoever looks at it waits.
+    let (device, mount) = Mount::new(&silent.path(), "silent", false).unwrap();
+    let disk_cache = DiskCacheOptions {
+        directory: silent.0.path().join("cache"),
+        bytes: 16 << 20,
+        hydrate: HydrateOptions::default(),
+    };
+    let options = MountOptions {
+        disk_cache: Some(disk_cache),
+        ..MountOptions::default()
+    };
+    let mut served = Served::serve(&place.path(), MemoryStore::new(), options, |_| {});
+    assert_eq!(place.mounted(), ["fuse.sqlrepl"]);
+    served.stop();
+    drop((device, mount));
+    served.outcome().unwrap();
 }
 
 #[track_caller]
@@ -385,7 +408,7 @@ fn a_file_shows_its_commit_in_stat_and_is_one_inode_under_all_names() {
         .iter()
         .map(|&h| at(h).file_name() + ".db")
         .collect();
-    expect.push("latest.db".to_owned());
+    expect.extend(["by-time", "by-txid", "latest.db"].map(str::to_owned));
     assert_eq!(listed, expect);
     versions.end();
 }
@@ -426,11 +449,41 @@ fn what_was_read_can_be_read_while_the_store_is_away() {
     let away = Fault::Refuse(ErrorKind::Unavailable);
     versions.faults.set_rule(move |_| Some(away));
     assert_eq!(versions.sql("latest.db", query), "1800000");
-    assert_eq!(names(&versions.place.path().join("app")).len(), 5);
+    assert_eq!(names(&versions.place.path().join("app")).len(), 7);
     let journal = fs::metadata(versions.file("2026-11-20T12:00:00Z.db-wal"));
     assert_eq!(journal.unwrap_err().kind(), io::ErrorKind::NotFound);
     let failed = versions.try_sql("2026-11-20T10:00:00Z.db", query);
     assert!(!failed.stderr.contains("malformed"), "{failed}");
     assert_ne!(failed.code, 0, "{failed}");
+    versions.end();
+}
+
+/// README: "While a store is away, reads of a mount that need it fail at once after the first ones
+/// have waited, and go well again when it is back."
+#[test]
+fn reads_of_a_store_that_is_away_fail_without_asking_it_again_and_again() {
+    let versions = Versions::mount(MountOptions::default());
+    let file = File::open(versions.file("2026-11-20T11:00:00Z.db")).unwrap();
+    versions.faults.set_rule(|call| {
+        let away = Fault::Refuse(ErrorKind::Unavailable);
+        (call.verb == Verb::GetRange).then_some(away)
+    });
+    let calls = || versions.faults.counts(Verb::GetRange).calls;
+    let read = |page: u64| file.read_at(&mut [0; 4096], 4096 * page);
+    let before = calls();
+    read(10).unwrap_err();
+    read(20).unwrap_err();
+    let (waited, begun) = (calls() - before, Instant::now());
+    assert!(waited > 2, "{waited}");
+    for page in 100..300 {
+        let error = read(page).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+    }
+    // Without the circuit each of them asks as often as one of the first two. One a second may.
+    let probes = 2 + begun.elapsed().as_secs();
+    let asked = calls() - before - waited;
+    assert!(asked <= probes * waited, "{asked} after {waited}");
+    versions.faults.heal();
+    wait_until(LONG, "the store to be asked again", || read(10).is_ok());
     versions.end();
 }

@@ -178,6 +178,74 @@ fn vacuum_stays_in_its_generation() {
     assert_eq!(world.sql("slim.db", query), world.sql("app.db", query));
 }
 
+/// Makes `app.db` with 90 MB that nothing compresses.
+fn large_sample(world: &World) {
+    world.sample();
+    let blobs = "INSERT INTO t SELECT id + 1000 * n.value, randomblob(100000)
+                 FROM t, generate_series(1, 9) AS n";
+    world.sql("app.db", blobs);
+}
+
+/// README: "A transaction of more than 64 MiB of compressed pages is stored as a snapshot, and is a
+/// restore point like any other."
+#[test]
+fn vacuum_of_a_large_database_is_stored_as_a_snapshot() {
+    let world = World::new();
+    large_sample(&world);
+    let mut daemon = world.daemon();
+    let mut states = Vec::new();
+    for sql in [
+        "DELETE FROM t WHERE id % 10 = 0",
+        "VACUUM",
+        "DELETE FROM t WHERE id % 10 = 1",
+    ] {
+        world.sql("app.db", sql);
+        world.sync();
+        states.push(world.sql("app.db", ".sha3sum"));
+    }
+    assert_eq!(world.generations().len(), 1);
+    let points = world.points();
+    let points = &points[points.len() - 3..];
+    let vacuumed = points[1].txid.as_str();
+    let snapshots = world.json("snapshots replicas/app");
+    assert_eq!(snapshots.last().unwrap()["txid"], vacuumed);
+    let wal = world.json("wal replicas/app");
+    let mark = wal.iter().find(|entry| entry["first"] == vacuumed).unwrap();
+    assert_eq!(
+        (&mark["last"], &mark["versions"]),
+        (&vacuumed.into(), &0.into())
+    );
+    assert_eq!(daemon.term(), 0);
+    for (point, state) in points.iter().zip(&states) {
+        let restored = format!("{}.db", point.txid);
+        world.restore(&restored, &format!("--txid {}", point.txid));
+        assert_eq!(world.sql(&restored, "PRAGMA integrity_check"), "ok");
+        assert_eq!(world.sql(&restored, ".sha3sum"), *state);
+    }
+}
+
+/// README: "A transaction of more than 64 MiB of compressed pages starts a new generation if the
+/// first snapshot of the one before is not stored yet, or `max-spool-size` leaves no room for it."
+#[test]
+fn vacuum_of_a_large_database_without_room_for_a_snapshot_starts_a_new_generation() {
+    let world = World::new();
+    large_sample(&world);
+    let mut daemon = world.daemon_with("--max-spool-size 120MiB");
+    world.sql("app.db", "DELETE FROM t WHERE id % 10 = 0");
+    world.sync();
+    assert_eq!(world.generations().len(), 1);
+    world.sql("app.db", "VACUUM");
+    daemon.wait_says("the spool has no room for it");
+    world.sync();
+    assert_eq!(world.generations().len(), 2);
+    assert_eq!(daemon.term(), 0);
+    world.restore("out.db", "");
+    assert_eq!(
+        world.sql("out.db", ".sha3sum"),
+        world.sql("app.db", ".sha3sum")
+    );
+}
+
 /// README: "A database that is replaced, deleted and made again, or given another page size starts
 /// a new generation; the moments before it stay."
 #[test]

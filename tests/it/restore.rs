@@ -1,27 +1,11 @@
 //! `sqlrepl restore`: which moment, where to, and what it refuses.
 
 use crate::program::{LONG, run, wait_until};
-use crate::world::World;
+use crate::world::{VERSION, World, three_versions};
 use std::fs;
 
-/// A world with a replica of three versions of a row, and no daemon.
-fn three_versions() -> World {
-    let world = World::new();
-    world.sample();
-    let mut daemon = world.daemon();
-    for version in ["one", "two", "three"] {
-        world.sql(
-            "app.db",
-            &format!("UPDATE t SET v = '{version}' WHERE id = 1"),
-        );
-        world.sync();
-    }
-    assert_eq!(daemon.term(), 0);
-    world
-}
-
 fn version(world: &World, database: &str) -> String {
-    world.sql(database, "SELECT v FROM t WHERE id = 1")
+    world.sql(database, VERSION)
 }
 
 #[test]

@@ -175,7 +175,8 @@ fn an_endpoint_that_cannot_be_is_an_error_at_once() {
     named.fails(2, &format!("AWS_ENDPOINT_URL_S3: {says}"));
 }
 
-/// README: "An idle daemon asks nothing of an S3 server, and so does a mount that nobody looks at."
+/// README: "An idle daemon asks nothing of an S3 server until a deletion or a snapshot falls due,
+/// and then once an hour at most; a mount that nobody looks at asks nothing."
 #[test]
 fn an_idle_daemon_and_a_mount_that_nobody_looks_at_ask_nothing() {
     let world = World::on_s3();

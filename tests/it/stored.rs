@@ -194,12 +194,5 @@ fn header(image: &[u8], kind: Kind, txid: Txid, previous: ObjectHash) -> Header 
 fn entry(txid: Txid, time: Timestamp, image: &[u8]) -> TimelineEntry {
     let page_bytes = usize::from(u16::from_be_bytes([image[16], image[17]]));
     let pages = u32::try_from(image.len() / page_bytes).unwrap();
-    TimelineEntry {
-        txid,
-        time,
-        upper_bound: false,
-        in_snapshot: false,
-        pages,
-        min_pages: pages,
-    }
+    TimelineEntry::new(txid, time, pages)
 }

@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 9] = [
     &["storage"],
     &["maintain"],
     &["replicate", "materialize"],
-    &["restore", "mount", "validate"],
+    &["restore", "mount", "query", "validate"],
     &["daemon"],
     &["cli"],
 ];

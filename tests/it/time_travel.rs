@@ -1,13 +1,11 @@
 //! `sqlrepl mount`: every commit as a file that ordinary programs open.
 
 use crate::program::{LONG, run, wait_until};
-use crate::world::World;
+use crate::world::{VERSION, World};
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
-
-const VERSION: &str = "SELECT v FROM t WHERE id = 1";
 
 /// A world with a replica of three versions of a row; its daemon has ended.
 fn three_versions() -> World {
@@ -73,7 +71,7 @@ fn any_name_of_a_moment_opens_in_the_real_sqlite3() {
         .iter()
         .map(|point| format!("{}.db", dashes(&point.time)));
     let mut expected: Vec<String> = expected.collect();
-    expected.push("latest.db".to_owned());
+    expected.extend(["by-time", "by-txid", "latest.db"].map(str::to_owned));
     assert_eq!(listed, expected);
     assert_eq!(mount.names(""), ["app"]);
 }

@@ -124,6 +124,14 @@ impl World {
         }
     }
 
+    /// As if so much time had passed for the server, if there is one.
+    pub(crate) fn let_pass(&self, time: Duration) {
+        if let Some(server) = &self.server {
+            let seconds = i64::try_from(time.as_secs()).unwrap();
+            server.set(|settings| settings.clock_ahead = seconds);
+        }
+    }
+
     /// Takes the place of `replicas/app` away: the server goes down, or the directory goes as that
     /// of a network mount does.
     pub(crate) fn take_replica_away(&self) {
@@ -459,6 +467,25 @@ fn text(entry: &Value, field: &str) -> String {
         Some(text) => text.to_owned(),
         None => panic!("{field} is no text in {entry}"),
     }
+}
+
+/// Which version of its first row a database shows.
+pub(crate) const VERSION: &str = "SELECT v FROM t WHERE id = 1";
+
+/// A world with a replica of three versions of a row; its daemon has ended.
+pub(crate) fn three_versions() -> World {
+    let world = World::new();
+    world.sample();
+    let mut daemon = world.daemon();
+    for version in ["one", "two", "three"] {
+        world.sql(
+            "app.db",
+            &format!("UPDATE t SET v = '{version}' WHERE id = 1"),
+        );
+        world.sync();
+    }
+    assert_eq!(daemon.term(), 0);
+    world
 }
 
 /// Calls back with every file below a folder.

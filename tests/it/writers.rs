@@ -6,6 +6,7 @@ use crate::machine::{Clock, HOUR, Machine, REPLICA, STATE};
 use crate::program::{LONG, wait_until};
 use crate::s3_server::{Stop, Verb};
 use crate::world::World;
+use sqlrepl::format::ids::Txid;
 use std::fs;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ fn stored_bytes(world: &World) -> u64 {
 }
 
 /// README: "Two daemons on one replica never mix their commits: the second begins a generation of
-/// its own, and both histories stay whole."
+/// its own, and both histories stay whole, each commit at its own moment."
 #[test]
 fn a_machine_cloned_with_its_state_forks_and_both_histories_stay_whole() {
     let world = World::new();
@@ -283,7 +284,8 @@ fn a_clock_that_jumps_by_decades_during_an_upload_stops_nothing() {
     let mut one = Machine::new(&world, "one", 0);
     one.environment = clock.environment();
     clock.set_back(HOUR * 24 * 365 * 50);
-    one.replicate("");
+    // By its times the first commits are fifty years old.
+    one.replicate("--retention 100y");
     one.commit_each(3);
     let held = world
         .server()
@@ -314,10 +316,12 @@ fn a_machine_that_comes_back_after_another_took_over_hides_nothing_of_it() {
     assert_eq!(lineage.generations.len(), 2);
 }
 
+/// README: "Two daemons on one replica never mix their commits: the second begins a generation of
+/// its own, and both histories stay whole, each commit at its own moment."
 #[test]
 fn a_daemon_that_stood_still_while_a_clone_of_it_wrote_forks() {
     let world = World::new();
-    let mut one = Machine::new(&world, "one", 0);
+    let mut one = Machine::new(&world, "one", 1_000_000);
     one.replicate("");
     one.commit_each(3);
     let mut two = one.clone_to("two");
@@ -325,12 +329,28 @@ fn a_daemon_that_stood_still_while_a_clone_of_it_wrote_forks() {
     one.daemon().signal(libc::SIGSTOP);
     two.replicate("");
     two.commit_each(3);
-    one.commit(3);
+    let before = stored_bytes(&world);
+    // The daemon holds the WAL: it misses none of them.
+    one.commit(30);
     one.daemon().signal(libc::SIGCONT);
     one.sync();
+    let after = stored_bytes(&world);
     two.commit_each(1);
     let lineage = lineage::check(&world, &[&one, &two]);
     assert_eq!(lineage.generations.len(), 2);
+    lineage.check_moments(&one);
+    let fork = &lineage.generations[1];
+    let parent = fork.claim.parent.expect("it goes on from the other");
+    assert_eq!(fork.points.len(), 31, "{lineage}");
+    // Just behind the commit that both share, however late it began.
+    let shared = lineage.generations[0].points.iter();
+    let shared = shared
+        .rev()
+        .find(|point| point.txid == parent.txid)
+        .unwrap();
+    let first = fork.points[0].time.micros() - shared.time.micros();
+    assert_eq!((fork.points[0].txid, first), (Txid::FIRST, 1));
+    assert!(after - before < 64 << 10, "{} bytes", after - before);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use crate::config::Environment;
 use crate::daemon::simulation::database::{
-    Commit, Database, Logged, ORDER, PAGE_SIZE, Restart, page_of,
+    Commit, Database, Histories, Logged, ORDER, PAGE_SIZE, Restart, page_of,
 };
 use crate::error::{Error, Result};
 use crate::format::ids::{PageSize, Pgno, Timestamp, WalEnd};
@@ -33,6 +33,7 @@ pub(super) struct SimulatedCapture {
 
 struct Shared {
     database: SharedDatabase,
+    histories: Arc<Histories>,
     spool: Arc<Spool>,
     seqs: Arc<Mutex<Seqs>>,
     environment: Environment,
@@ -73,8 +74,10 @@ impl SimulatedCapture {
             end: WalEnd::default(),
             order: ORDER,
         });
+        let histories = Arc::clone(&database.lock().unwrap().histories);
         let shared = Arc::new(Shared {
             database,
+            histories,
             spool,
             seqs,
             environment,
@@ -208,6 +211,7 @@ impl Shared {
             began,
             reason: why.to_owned(),
         })?;
+        self.histories.note_run();
         self.seqs.lock().unwrap().insert(run.base, (run.id, at));
         state.done = self.spool.position().expect("a run began");
         Ok(())

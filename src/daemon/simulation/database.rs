@@ -8,6 +8,7 @@ use crate::format::wal::{WordOrder, checksum};
 use crate::materialize::model::Random;
 use bytes::Bytes;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// The size of all pages here.
@@ -45,6 +46,8 @@ impl Commit {
 #[derive(Default)]
 pub(super) struct Histories {
     shared: Mutex<Shared>,
+    /// Runs that captures began since they had no proof of what went before.
+    unproved: AtomicU64,
 }
 
 #[derive(Default)]
@@ -54,6 +57,16 @@ struct Shared {
 }
 
 impl Histories {
+    /// A capture began a run, without proof of what went before.
+    pub(super) fn note_run(&self) {
+        self.unproved.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// No capture ever missed anything: all there is goes on from the first run of all.
+    pub(super) fn are_unbroken(&self) -> bool {
+        self.unproved.load(Ordering::Relaxed) <= 1
+    }
+
     /// The commit after which a database has these bytes.
     pub(super) fn find(&self, image: &[u8]) -> Option<Arc<Commit>> {
         let shared = self.shared.lock().unwrap();
@@ -191,7 +204,7 @@ pub(super) enum Restart {
 /// A database file with its WAL. A clone is a copy of both.
 #[derive(Clone)]
 pub(super) struct Database {
-    histories: Arc<Histories>,
+    pub(super) histories: Arc<Histories>,
     random: u64,
     pub(super) tip: Arc<Commit>,
     pub(super) wal: Wal,

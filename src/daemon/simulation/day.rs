@@ -1,10 +1,12 @@
 //! A day that is always the same, but for one call to the store at which the daemon is killed.
 
+use crate::config::settings::Retention;
 use crate::daemon::simulation::database::Restart;
 use crate::daemon::simulation::reader::Wrong;
 use crate::daemon::simulation::schedule::end;
 use crate::daemon::simulation::wire::Fate;
 use crate::daemon::simulation::world::World;
+use crate::maintain::keeper::KeepSettings;
 use std::time::Duration;
 
 /// What becomes of the daemon at a call, and of the call.
@@ -22,6 +24,18 @@ pub(super) enum End {
 
 /// All of them.
 pub(super) const ENDS: [End; 4] = [End::Before, End::Late, End::After, End::ReplyLost];
+
+/// How a replica is kept on a day on which everything falls due.
+pub(super) const KEEPING: KeepSettings = KeepSettings {
+    retention: Retention {
+        all: Some(Duration::from_secs(3 * 3600)),
+        hourly: Some(Duration::from_secs(5 * 3600)),
+        daily: None,
+    },
+    snapshot_interval: Duration::from_secs(2 * 3600),
+    merged_grace: Duration::from_secs(900),
+    notes: None,
+};
 
 /// Plays the day with one writer. `at`: which call goes wrong, counted from 1, and how. Returns how
 /// many calls there were before the evening.

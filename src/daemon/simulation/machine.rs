@@ -13,12 +13,13 @@ use crate::error::Result;
 use crate::format::ids::{Timestamp, WriterId};
 use crate::maintain::keeper::KeepSettings;
 use crate::materialize::model::Random;
+use crate::replicate::budget::Budget;
 use crate::replicate::identity::Identity;
 use crate::replicate::seed::{self, Asking};
 use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
 use crate::replicate::state::GenerationState;
-use crate::replicate::upload::{Status, UploadSettings, Uploader, open_kept};
+use crate::replicate::upload::{HUGE_BYTES, Status, UploadSettings, Uploader, open_kept};
 use crate::storage::Store;
 use crate::storage::kept::Kept;
 use std::collections::BTreeMap;
@@ -41,15 +42,21 @@ pub(super) struct Machine {
     /// The state directory of now.
     meta: PathBuf,
     seqs: Arc<Mutex<Seqs>>,
-    /// By run of the spool: where its first generation began.
-    bases: BTreeMap<u64, u64>,
+    /// By run of the spool: where its first generation began, and that one's first restore point.
+    bases: BTreeMap<u64, (u64, u64)>,
     random: Random,
     store: Arc<dyn Store>,
     daemon: Option<Daemon>,
+    /// How its daemon is started.
+    pub(super) take_over: bool,
     /// It does not run, and may not know that.
     pub(super) frozen: Option<Frozen>,
     /// How its daemon maintains the replica, if it does.
     pub(super) keeping: Option<KeepSettings>,
+    /// A transaction that takes more becomes a snapshot.
+    pub(super) huge_bytes: u64,
+    /// What its spool may take, unless the disk says that.
+    pub(super) spool_bytes: Option<u64>,
 }
 
 /// What stands still.
@@ -76,6 +83,18 @@ struct Daemon {
     capture: Arc<SimulatedCapture>,
     spool: Arc<Spool>,
     runtime: Runtime,
+}
+
+/// A commit that has to be on the replica.
+pub(super) struct Promised {
+    pub(super) commit: Arc<Commit>,
+    /// As a restore point of its own; else it may be contained in a later one.
+    pub(super) has_moment: bool,
+}
+
+/// The number in the spool of a generation's first restore point.
+fn first_point(state: &GenerationState) -> Option<u64> {
+    Some(state.base + state.complete?.get() - 1)
 }
 
 /// The disk of a machine at some time.
@@ -119,8 +138,11 @@ impl Machine {
             random: Random::new(seed),
             store,
             daemon: None,
+            take_over: false,
             frozen: None,
             keeping: None,
+            huge_bytes: HUGE_BYTES,
+            spool_bytes: None,
         };
         machine.lose_state();
         machine
@@ -141,7 +163,8 @@ impl Machine {
             .unwrap();
         let entered = runtime.enter();
         let environment = self.environment();
-        let spool = Arc::new(Spool::open(&self.meta, Arc::default())?);
+        let budget = Budget::new(self.spool_bytes);
+        let spool = Arc::new(Spool::open(&self.meta, budget)?);
         let identity = Identity::load(
             self.meta.join("database-id"),
             self.name.clone(),
@@ -174,9 +197,10 @@ impl Machine {
         let settings = UploadSettings {
             name: self.name.clone(),
             sync_interval: Duration::from_secs(1),
-            take_over: false,
+            take_over: self.take_over,
             kept: kept.clone(),
             directory,
+            huge_bytes: self.huge_bytes,
         };
         let source: Arc<dyn Source> = capture.clone();
         let uploader = Uploader::start(
@@ -287,7 +311,7 @@ impl Machine {
 
     /// The commits that the uploader says are durable, from the first one of its generation on. A
     /// generation that an earlier run wrote has other numbers there.
-    pub(super) fn durable(&self) -> Result<Vec<Arc<Commit>>> {
+    pub(super) fn durable(&self) -> Result<Vec<Promised>> {
         let status = self.status().unwrap_or_default();
         let state = GenerationState::load(&self.meta.join("replica/state.json"))?;
         let state = state.filter(|state| status.generation == Some(state.id));
@@ -298,30 +322,38 @@ impl Machine {
         let of_generation = seqs.range(state.base..);
         let of_run = of_generation.filter(|(_, (run, _))| *run == state.run);
         let sent = of_run.take_while(|(seq, _)| **seq <= durable);
-        Ok(sent.map(|(_, (_, commit))| Arc::clone(commit)).collect())
+        let first = first_point(&state);
+        let promised = sent.map(|(seq, (_, commit))| Promised {
+            commit: Arc::clone(commit),
+            has_moment: first.is_some_and(|first| *seq >= first),
+        });
+        Ok(promised.collect())
     }
 
     /// Notes where its generations begin that have restore points.
     pub(super) fn note_generation(&mut self) -> Result<()> {
         let state = GenerationState::load(&self.meta.join("replica/state.json"))?;
-        if let Some(state) = state.filter(|state| state.complete.is_some()) {
-            let base = self.bases.entry(state.run).or_insert(state.base);
-            *base = state.base.min(*base);
+        if let Some(state) = state
+            && let Some(first) = first_point(&state)
+        {
+            let noted = self.bases.entry(state.run).or_insert((state.base, first));
+            noted.0 = state.base.min(noted.0);
         }
         Ok(())
     }
 
-    /// Every commit that was captured since the first generation of its run began, and so has to be
-    /// a restore point some time, or contained in the first one of its generation.
-    pub(super) fn followed(&self) -> Vec<Arc<Commit>> {
+    /// Every commit that was captured since the first generation of its run began. Some time it has
+    /// to be a restore point; or, before the first one of that generation, contained in that.
+    pub(super) fn followed(&self) -> Vec<Promised> {
         let seqs = self.seqs.lock().unwrap();
-        let followed = seqs.iter().filter(|(seq, (run, _))| {
-            let base = self.bases.get(run);
-            base.is_some_and(|base| base <= *seq)
+        let followed = seqs.iter().filter_map(|(seq, (run, commit))| {
+            let (base, first) = self.bases.get(run)?;
+            (base <= seq).then(|| Promised {
+                commit: Arc::clone(commit),
+                has_moment: first <= seq,
+            })
         });
-        followed
-            .map(|(_, (_, commit))| Arc::clone(commit))
-            .collect()
+        followed.collect()
     }
 
     /// The capture looks at the database, if it runs.

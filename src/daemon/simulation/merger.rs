@@ -68,7 +68,7 @@ impl Merger {
 }
 
 /// Stores the merged segment. `None` if the inputs are not one history, or hold what no restore
-/// point shows.
+/// point shows, or have no pages.
 async fn merge_all(
     store: &dyn Store,
     generation: GenerationId,
@@ -83,6 +83,9 @@ async fn merge_all(
         let stored = StoredObject::open(store, &input.object.key, input.object.size).await;
         let stored = stored.unwrap();
         let header = stored.footer.header.clone();
+        if stored.footer.section(SectionKind::SnapshotKey).is_some() {
+            return None;
+        }
         if hands_on.is_some_and(|hash| hash != header.previous) {
             return None;
         }

@@ -2,8 +2,9 @@
 
 use crate::config::settings::Retention;
 use crate::daemon::simulation::database::{Commit, Histories};
+use crate::daemon::simulation::machine::Promised;
 use crate::daemon::simulation::merger::Commits;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::format::ids::{GenerationId, RestorePoint, Timestamp, Txid};
 use crate::format::moment::Moment;
 use crate::materialize::cache::BlockCache;
@@ -33,7 +34,7 @@ pub(super) struct Reader {
     /// Every restore point that was ever listed, and what it was.
     points: BTreeMap<(GenerationId, Txid), (Timestamp, Arc<Commit>)>,
     /// Commits that a writer called durable, each with who said so.
-    promised: BTreeMap<u64, (Arc<Commit>, String)>,
+    promised: BTreeMap<u64, (Promised, String)>,
     /// Those that the last check saw.
     listed: Vec<(GenerationId, Txid)>,
     /// When commits were made, microseconds.
@@ -83,10 +84,13 @@ struct Seen {
 
 impl Reader {
     /// A writer said that these commits are durable.
-    pub(super) fn promise(&mut self, commits: &[Arc<Commit>], who: &str) {
-        for commit in commits {
-            let promise = || (Arc::clone(commit), who.to_owned());
-            self.promised.entry(commit.id).or_insert_with(promise);
+    pub(super) fn promise(&mut self, commits: Vec<Promised>, who: &str) {
+        for promised in commits {
+            let known = self.promised.get(&promised.commit.id);
+            if known.is_none_or(|(known, _)| promised.has_moment && !known.has_moment) {
+                let promise = (promised, who.to_owned());
+                self.promised.insert(promise.0.commit.id, promise);
+            }
         }
     }
 
@@ -128,7 +132,7 @@ impl Reader {
         if store.list("", None).await.unwrap().is_empty() {
             return self.nothing_is_gone(&BTreeMap::new(), None);
         }
-        let replica = Replica::new(store, Arc::new(BlockCache::new(8 << 20)));
+        let replica = Replica::new(Arc::clone(&store), Arc::new(BlockCache::new(8 << 20)));
         replica
             .refresh()
             .await
@@ -146,7 +150,9 @@ impl Reader {
         seen.generations_are_histories()?;
         self.nothing_is_gone(&seen.points, kept)?;
         self.promises_are_kept(&seen, kept)?;
-        self.open_moments_are_right(&seen).await?;
+        // Where nothing goes, what is in memory will do.
+        let cold = kept.map(|_| Replica::new(store, Arc::new(BlockCache::new(0))));
+        self.open_moments_are_right(&seen, cold).await?;
         seen.now_is_the_highest_generation()?;
         if !has_stranger {
             seen.older_times_are_its_past()?;
@@ -183,12 +189,12 @@ impl Reader {
         Ok(())
     }
 
-    /// A commit that was called durable is a restore point, or is contained in the first one of the
-    /// generation that it went to (DESIGN 2).
+    /// A commit that was called durable is a restore point; or, where no more was promised, it is
+    /// contained in the first one of the generation that it went to (DESIGN 2).
     fn promises_are_kept(&self, seen: &Seen, policy: Option<Kept>) -> Result<(), Wrong> {
         let kept: HashSet<u64> = seen.points.values().map(|point| point.commit.id).collect();
         let firsts = seen.firsts();
-        for (commit, who) in self.promised.values() {
+        for (Promised { commit, has_moment }, who) in self.promised.values() {
             let is_before = |first: &&Point| {
                 let distance = first.commit.distance_from(commit);
                 distance.is_some_and(|distance| distance < first.point.txid.get())
@@ -198,9 +204,13 @@ impl Reader {
                 let given = Timestamp::from_micros(made - CLOCK_BACK_MICROS);
                 !policy.is_in(policy.policy.all, given)
             });
-            if !is_old && !kept.contains(&commit.id) && !firsts.iter().any(is_before) {
+            // By a clock that stood still a moment is older than it is.
+            let may_be_contained = !has_moment || policy.is_some();
+            let is_contained = may_be_contained && firsts.iter().any(is_before);
+            if !is_old && !kept.contains(&commit.id) && !is_contained {
                 return Err(format!(
-                    "{who} called commit {} durable, and no restore point has it",
+                    "{who} called commit {} durable (with a moment of its own: {has_moment}), and \
+                     no restore point has it",
                     commit.id
                 ));
             }
@@ -210,8 +220,13 @@ impl Reader {
 }
 
 impl Reader {
-    /// What was opened before is what it was, or gone; and gone only if it is listed no more.
-    async fn open_moments_are_right(&mut self, seen: &Seen) -> Result<(), Wrong> {
+    /// What was opened before is what it was, or gone; and gone only if it is listed no more. One
+    /// more is opened, without a cache if there is a reader who has none.
+    async fn open_moments_are_right(
+        &mut self,
+        seen: &Seen,
+        cold: Option<Arc<Replica>>,
+    ) -> Result<(), Wrong> {
         for (database, commit) in &self.open {
             let point = database.point();
             let is_listed = seen.points.contains_key(&(point.generation, point.txid));
@@ -224,8 +239,15 @@ impl Reader {
         }
         let newest = seen.points.values().next_back();
         if let Some(newest) = newest {
-            let opened = seen.replica.open(&newest.point).await;
-            let opened = opened.map_err(|e| format!("{:?}: {e}", newest.point))?;
+            let named = |e: Error| format!("{:?}: {e}", newest.point);
+            let replica = match cold {
+                Some(cold) => {
+                    cold.refresh().await.map_err(named)?;
+                    cold
+                }
+                None => Arc::clone(&seen.replica),
+            };
+            let opened = replica.open(&newest.point).await.map_err(named)?;
             self.open.push_back((opened, Arc::clone(&newest.commit)));
         }
         if self.open.len() > OPEN {

@@ -19,22 +19,22 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 const HOUR_MICROS: i64 = 3_600_000_000;
 
-fn play(play: impl Fn(&mut World) -> Result<(), Wrong> + Sync) {
+pub(super) fn play(play: impl Fn(&mut World) -> Result<(), Wrong> + Sync) {
     play_one(1, &play).unwrap_or_else(|wrong| panic!("{wrong}"));
 }
 
 /// One machine, whose first generation is complete.
-fn at_work(world: &mut World) -> Result<(), Wrong> {
+pub(super) fn at_work(world: &mut World) -> Result<(), Wrong> {
     world.start(0)?;
     world.settle()?;
     upload(world, 0)
 }
 
 /// A commit that reaches the replica.
-fn upload(world: &mut World, machine: usize) -> Result<(), Wrong> {
+pub(super) fn upload(world: &mut World, machine: usize) -> Result<(), Wrong> {
     world.database(machine).lock().unwrap().commit();
     let captured = world.machines[machine].capture();
     world.must(captured)?;
@@ -255,18 +255,18 @@ fn every_64th_upload_is_followed_by_a_look_at_all_that_counts() {
     });
 }
 
-fn now<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn now<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.unwrap().block_on(future)
 }
 
-fn generation(world: &World) -> GenerationId {
+pub(super) fn generation(world: &World) -> GenerationId {
     let status = world.machines[0].status().unwrap_or_default();
     status.generation.expect("it writes one")
 }
 
 /// What the generation that is written now says why it began.
-fn reason(world: &World) -> String {
+pub(super) fn reason(world: &World) -> String {
     let read = now(history::claim_of(&*world.store, generation(world)));
     read.unwrap().expect("it has a claim").0.reason
 }
@@ -342,7 +342,7 @@ fn on_a_replica_that_was_emptied_nothing_is_durable_before_the_next_first_snapsh
 }
 
 /// A copy of the first machine's disk in a second machine; neither runs.
-fn clone_machine(world: &mut World) {
+pub(super) fn clone_machine(world: &mut World) {
     world.kill(0);
     let image = world.machines[0].image();
     let database = image.database(&mut world.random);
@@ -412,7 +412,7 @@ fn state_of_yesterday(between: fn(&mut World) -> Result<(), Wrong>) {
     });
 }
 
-fn last_txid(world: &World) -> Txid {
+pub(super) fn last_txid(world: &World) -> Txid {
     let status = world.machines[0].status().unwrap_or_default();
     status.newest.expect("it has stored one").0
 }
@@ -636,8 +636,13 @@ fn a_store_that_never_had_us_ends_the_uploader_and_one_that_had_us_does_not() {
 }
 
 /// Puts of keys with this in them are refused.
-fn refuse_puts(world: &World, part: &'static str) {
-    world.machines[0].line.set_rule(move |verb, key| {
+pub(super) fn refuse_puts(world: &World, part: &'static str) {
+    refuse_puts_of(world, 0, part);
+}
+
+/// The same of one machine's puts.
+pub(super) fn refuse_puts_of(world: &World, machine: usize, part: &'static str) {
+    world.machines[machine].line.set_rule(move |verb, key| {
         match verb == Verb::Put && key.contains(part) {
             true => Fate::Refused,
             false => Fate::Answered,

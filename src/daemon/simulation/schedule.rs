@@ -2,11 +2,14 @@
 
 use crate::config::settings::Retention;
 use crate::daemon::simulation::database::Restart;
+use crate::daemon::simulation::huge::FEW_PAGES;
 use crate::daemon::simulation::machine::Frozen;
 use crate::daemon::simulation::reader::Wrong;
 use crate::daemon::simulation::wire::{Fate, Release};
 use crate::daemon::simulation::world::World;
 use crate::maintain::keeper::KeepSettings;
+use crate::materialize::model::Random;
+use crate::replicate::upload::HUGE_BYTES;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -174,6 +177,7 @@ pub(super) fn several_writers_on_a_careless_store(world: &mut World) -> Result<(
 /// A machine sleeps in one of several ways while its clone goes on in the same generation, whose
 /// uploads are merged and deleted: when it wakes up their names are free.
 pub(super) fn a_sleeper(world: &mut World) -> Result<(), Wrong> {
+    ship_some(world);
     world.start(0)?;
     world.settle()?;
     for _ in 0..world.random.below(3) {
@@ -231,6 +235,7 @@ fn end_of_several(world: &mut World) -> Result<(), Wrong> {
 }
 
 fn play(world: &mut World, weights: &[(u64, Action)]) -> Result<(), Wrong> {
+    ship_some(world);
     world.start(0)?;
     let actions = match world.is_kept() {
         true => 60 + world.random.below(120),
@@ -253,9 +258,7 @@ pub(super) fn end(world: &mut World) -> Result<(), Wrong> {
         world.commit(machine);
     }
     world.settle()?;
-    if world.machines.len() == 1 && world.images.is_empty() {
-        world.promise_all();
-    }
+    world.promise_all();
     world.check()?;
     for machine in &world.machines {
         let tip = machine.database.lock().unwrap().tip.clone();
@@ -264,6 +267,16 @@ pub(super) fn end(world: &mut World) -> Result<(), Wrong> {
         }
     }
     Ok(())
+}
+
+/// In some worlds some transactions are huge, or all are.
+fn ship_some(world: &mut World) {
+    let huge_bytes = match world.random.below(4) {
+        0 => 0,
+        1 => FEW_PAGES,
+        _ => HUGE_BYTES,
+    };
+    world.ship(huge_bytes);
 }
 
 fn draw(world: &mut World, actions: &[(u64, Action)]) -> Action {
@@ -428,7 +441,7 @@ fn commit(world: &mut World, machine: usize) -> Result<(), Wrong> {
 
 /// Some calls are refused, some replies are lost.
 fn lose_some(world: &mut World, machine: usize) {
-    let mut random = crate::materialize::model::Random::new(world.random.next());
+    let mut random = Random::new(world.random.next());
     world.machines[machine]
         .line
         .set_rule(move |_, _| match random.below(10) {

@@ -55,9 +55,22 @@ pub(super) fn play(world: &mut World) -> Result<(), Wrong> {
     }
     world.settle()?;
     world.check()?;
+    looked_for_unfinished(world)?;
     let now = world.time();
     thinned(&world.reader.times(), now)?;
     levelled(&bytes)
+}
+
+/// Once a day what others left unfinished is looked for.
+fn looked_for_unfinished(world: &World) -> Result<(), Wrong> {
+    let calls = world.trace.iter();
+    let calls = calls
+        .filter(|line| line.contains("AbortUnfinished"))
+        .count() as u64;
+    match (days() - 1..=days() + days() / 4 + 1).contains(&calls) {
+        true => Ok(()),
+        false => Err(format!("unfinished uploads were looked for {calls} times")),
+    }
 }
 
 /// What a window keeps, at most: twice that, for what is rewritten only when half of it may go, and

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::format::ids::Timestamp;
 use crate::maintain::keeper::KeepSettings;
 use crate::materialize::model::Random;
+use crate::replicate::upload::HUGE_BYTES;
 use crate::storage::memory::MemoryStore;
 use crate::storage::{Body, Store};
 use std::path::Path;
@@ -42,6 +43,8 @@ pub(super) struct World {
     pub(super) overwrites: bool,
     /// How daemons maintain the replica, if they do.
     keeping: Option<KeepSettings>,
+    /// A transaction that takes more becomes a snapshot.
+    huge_bytes: u64,
     /// The true time, microseconds; the store's.
     pub(super) now: Arc<AtomicI64>,
     /// What happened, a line each.
@@ -70,6 +73,7 @@ impl World {
             has_stranger: false,
             overwrites: false,
             keeping: None,
+            huge_bytes: HUGE_BYTES,
             now,
             trace: Vec::new(),
             runtime: tokio::runtime::Builder::new_current_thread()
@@ -89,6 +93,7 @@ impl World {
         let mut machine = Machine::new(name, self.directory.path(), store, database, seed);
         machine.time.clock.store(self.time(), Ordering::Relaxed);
         machine.keeping.clone_from(&self.keeping);
+        machine.huge_bytes = self.huge_bytes;
         if self.overwrites {
             machine.line.overwrite();
         }
@@ -101,6 +106,15 @@ impl World {
             machine.keeping = Some(settings.clone());
         }
         self.keeping = Some(settings);
+    }
+
+    /// From now on daemons make a snapshot of each transaction that takes more than so many bytes,
+    /// as they start.
+    pub(super) fn ship(&mut self, huge_bytes: u64) {
+        for machine in &mut self.machines {
+            machine.huge_bytes = huge_bytes;
+        }
+        self.huge_bytes = huge_bytes;
     }
 
     /// Whether daemons maintain the replica.
@@ -215,7 +229,7 @@ impl World {
             ));
         }
         let durable = machine.durable().map_err(|e| e.to_string())?;
-        self.reader.promise(&durable, &machine.name);
+        self.reader.promise(durable, &machine.name);
         Ok(())
     }
 
@@ -313,8 +327,17 @@ impl World {
 
     /// When all is at rest, everything that was captured for a generation is durable.
     pub(super) fn promise_all(&mut self) {
+        let is_alone = self.machines.len() == 1 && self.images.is_empty();
+        // A copy that lost continuity begins with what it found, and others go on behind that.
+        // Where a store overwrites, nobody can tell whose a part of a merged segment is; and what
+        // retention thinned is no place for a fork.
+        let is_careful = !self.overwrites && self.keeping.is_none();
+        let keep_moments = is_alone || (self.histories.are_unbroken() && is_careful);
         for machine in &self.machines {
-            self.reader.promise(&machine.followed(), &machine.name);
+            let mut followed = machine.followed();
+            // What another machine made of it may be gone with its disk.
+            followed.retain(|promised| is_alone || (promised.has_moment && keep_moments));
+            self.reader.promise(followed, &machine.name);
         }
     }
 

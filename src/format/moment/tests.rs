@@ -284,3 +284,46 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_may_be_a_time_or_a_txid_is_one_of_them() {
+    for (text, expect) in [
+        ("2024-01-01", "2024-01-01T23:59:59.999999Z"),
+        ("20240101", "2024-01-01T23:59:59.999999Z"),
+        ("2024-01", "2024-01-31T23:59:59.999999Z"),
+        ("@1704067200", "2024-01-01T00:00:00.999999Z"),
+        ("1704067200", "2024-01-01T00:00:00.999999Z"),
+        ("1704067200.5", "2024-01-01T00:00:00.599999Z"),
+        ("5m-ago", "2026-11-20T17:40:12.345678Z"),
+        ("yesterday", "2026-11-19T23:59:59.999999Z"),
+        ("latest", "latest"),
+        ("1c", "txid 1c"),
+        ("2024", "txid 2024"),
+        ("0000000020240101", "txid 20240101"),
+        ("0000001704067200", "txid 1704067200"),
+        ("0123456789", "txid 123456789"),
+        ("deadbeef01", "txid deadbeef01"),
+        (
+            "00000001-9f3c2a7b-000000000000001c",
+            "txid 1c of 00000001-9f3c2a7b",
+        ),
+        ("20240231", "\"20240231\" is no moment: the calendar"),
+        ("@x", "\"@x\" is no moment: it needs seconds since 1970"),
+        ("home", "\"home\" is neither a time nor a txid: say "),
+        ("0", "\"0\" is neither a time nor a txid: say "),
+        ("", "\"\" is neither a time nor a txid: say "),
+        ("app-1c", "\"app-1c\" is neither a time nor a txid: say "),
+    ] {
+        let seen = match Moment::parse(text, Timestamp::from_micros(NOW)) {
+            Ok(Moment::Latest) => "latest".to_owned(),
+            Ok(Moment::At(time)) => time.to_string(),
+            Ok(Moment::Txid(None, txid)) => format!("txid {:x}", txid.get()),
+            Ok(Moment::Txid(Some(id), txid)) => format!("txid {:x} of {id}", txid.get()),
+            Err(e) => {
+                assert_eq!(e.kind(), crate::error::ErrorKind::Invalid, "{text}");
+                e.to_string()
+            }
+        };
+        assert!(seen.starts_with(expect), "{text}: {seen}");
+    }
+}

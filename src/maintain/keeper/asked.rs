@@ -5,17 +5,16 @@
 //! remembers nothing, so it never finds a snapshot or a part unneeded for long enough: those are
 //! left to a daemon.
 
-use super::{Behalf, Keeper, Looked, newest};
+use super::{Behalf, Keeper, Looked};
 use crate::error::{Error, Result};
 use crate::format::ids::{GenerationId, Timestamp};
 use crate::format::key::GENERATIONS;
 use crate::maintain::clock::{self, Now};
-use crate::maintain::later::{self, Place, Taken};
+use crate::maintain::later::{self, Taken};
 use crate::maintain::look;
 use crate::maintain::merge::Merge;
 use crate::maintain::retain::Decision;
 use crate::maintain::rules;
-use crate::maintain::standing::Line;
 use crate::maintain::survey::Survey;
 use crate::maintain::usage::{self, Bytes, Known};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +22,9 @@ use std::time::Duration;
 
 /// A command deletes where nothing was added for so long.
 pub const UNTOUCHED_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// If nothing was added for so long, it is the clock that is wrong.
+const ABSURD: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -83,8 +85,8 @@ impl Keeper {
     /// `NotFound` if there is no replica, or something went while it was needed; `Unavailable`,
     /// `Disk`.
     pub async fn compact(&mut self, is_forced: bool, progress: Progress<'_>) -> Result<Done> {
-        let mut looked = self.look_at_all().await?;
-        let all = standing(&looked.survey);
+        let mut looked = self.look_first().await?;
+        let all = self.standing(&looked.survey);
         let mut done = Done {
             segments: (all, all),
             refused: self.refused(&looked, is_forced),
@@ -94,13 +96,13 @@ impl Keeper {
             while let Some(merge) = self.next_of_all(&looked.survey) {
                 self.merge(&merge).await?;
                 looked = self.look_at_all().await?;
-                let left = standing(&looked.survey);
+                let left = self.standing(&looked.survey);
                 progress(all.saturating_sub(left) as u64, all as u64);
             }
-            done.segments.1 = standing(&looked.survey);
+            done.segments.1 = self.standing(&looked.survey);
             let thinned = done.thinned;
             if done.refused.is_none() {
-                self.settle(&mut done).await?;
+                self.settle(&mut done, is_forced).await?;
             }
             // What was thinned is smaller: more of it may fit into one.
             if done.thinned == thinned {
@@ -115,15 +117,15 @@ impl Keeper {
     /// # Errors
     /// As [`Keeper::compact`].
     pub async fn apply_retention(&mut self, is_forced: bool) -> Result<Done> {
-        let looked = self.look_at_all().await?;
-        let all = standing(&looked.survey);
+        let looked = self.look_first().await?;
+        let all = self.standing(&looked.survey);
         let mut done = Done {
             segments: (all, all),
             refused: self.refused(&looked, is_forced),
             ..Done::default()
         };
         if done.refused.is_none() {
-            self.settle(&mut done).await?;
+            self.settle(&mut done, is_forced).await?;
         }
         Ok(done)
     }
@@ -149,14 +151,14 @@ impl Keeper {
     /// while it was needed; `Unavailable`, `Disk`.
     pub async fn snapshot_now(&mut self) -> Result<Option<Taken>> {
         let looked = self.look_at_all().await?;
-        let Some((_, line)) = newest(&looked.survey) else {
+        let Some((_, line)) = self.newest(&looked.survey) else {
             let location = self.workshop.store.location();
             return Err(Error::not_found(format!(
                 "{location} has no complete snapshot yet, and so nothing that another one goes on \
                  from"
             )));
         };
-        match line.later(Place::Later) {
+        match line.later(line.last()) {
             Some(later) => later::take(&self.workshop, &later).await.map(Some),
             None => Ok(None),
         }
@@ -173,7 +175,7 @@ impl Keeper {
             parts: look::parts(&*self.workshop.store, &looked.survey).await?,
             ..Known::default()
         };
-        if let Some((_, line)) = newest(&looked.survey) {
+        if let Some((_, line)) = self.newest(&looked.survey) {
             let object = &line.base().listed.object;
             let newest = (object.key.clone(), object.size);
             let used = later::used(&self.workshop, &newest).await;
@@ -194,6 +196,13 @@ impl Keeper {
         })
     }
 
+    /// What is added from now on, somebody else adds.
+    async fn look_first(&mut self) -> Result<Looked> {
+        let looked = self.look_at_all().await?;
+        self.stranger = None;
+        Ok(looked)
+    }
+
     async fn look_at_all(&mut self) -> Result<Looked> {
         let looked = self.look(Behalf::Nobody).await?;
         if looked.added.is_none() {
@@ -209,12 +218,18 @@ impl Keeper {
     fn next_of_all(&self, survey: &Survey) -> Option<Merge> {
         let now = self.now().0;
         survey.generations.keys().rev().find_map(|&id| {
-            let line = Line::new(survey, id)?;
+            let line = self.line(survey, id)?;
             let by_level = rules::next_merge(&line.segments, &line.snapshots, now);
             let rest = || rules::next_closing(&line.segments, &line.snapshots);
-            let merge = line.merge(&by_level.or_else(rest)?);
-            (!self.is_known_stuck(&merge)).then_some(merge)
+            Some(line.merge(&by_level.or_else(rest)?))
         })
+    }
+
+    /// How many segments stand for all transactions that can be opened.
+    fn standing(&self, survey: &Survey) -> usize {
+        let ids = survey.generations.keys();
+        let lines = ids.filter_map(|&id| self.line(survey, id));
+        lines.map(|line| line.segments.len()).sum()
     }
 
     /// Why nothing may be deleted. Asked before anything is added.
@@ -228,15 +243,26 @@ impl Keeper {
         if let Some(claim) = &looked.damaged_claim {
             return Some(Refused::Claim(claim.clone()));
         }
-        let age = since(looked.added?, now);
-        (!is_forced && age < UNTOUCHED_FOR).then_some(Refused::Recent(age))
+        let added = looked.added.filter(|_| !is_forced)?;
+        let age = since(added, now);
+        if age > ABSURD {
+            return Some(Refused::Clock(format!(
+                "nothing is deleted: the clock says {now}, and the newest object is of {added}; \
+                 --force deletes all the same"
+            )));
+        }
+        (age < UNTOUCHED_FOR).then_some(Refused::Recent(age))
     }
 
     /// Thins and deletes until nothing is left to do: what was thinned makes what it stands for
     /// superfluous.
-    async fn settle(&mut self, done: &mut Done) -> Result<()> {
+    async fn settle(&mut self, done: &mut Done, is_forced: bool) -> Result<()> {
         loop {
             let looked = self.look_at_all().await?;
+            if self.stranger.is_some() && !is_forced {
+                done.refused = Some(Refused::Recent(Duration::ZERO));
+                return Ok(());
+            }
             let decision = self.decide(&looked, self.now().0);
             let thinned = self.rewrite(&looked, &decision).await?;
             let (objects, bytes) = self.let_go(&looked, &decision).await?;
@@ -248,13 +274,6 @@ impl Keeper {
             }
         }
     }
-}
-
-/// How many segments stand for all transactions that can be opened.
-fn standing(survey: &Survey) -> usize {
-    let ids = survey.generations.keys();
-    let lines = ids.filter_map(|&id| Line::new(survey, id));
-    lines.map(|line| line.segments.len()).sum()
 }
 
 /// The time that passed; none if that lies ahead.

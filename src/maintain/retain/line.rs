@@ -48,7 +48,12 @@ pub(super) enum Content<'a> {
     /// Ascending, at least one.
     Points(&'a [Point]),
     /// The segment was not read: each transaction up to this one may be one.
-    NotRead { to: Txid },
+    NotRead {
+        /// Up to this transaction.
+        to: Txid,
+        /// The time of the last one, or about when it was stored.
+        time: Timestamp,
+    },
 }
 
 /// A generation.
@@ -128,8 +133,12 @@ impl<'a> Line<'a> {
             for piece in &self.pieces[self.between(stretch.base.point.0, stretch.last)] {
                 let from = piece.from.max(stretch.base.point.0.next());
                 let to = piece.to.min(stretch.last);
-                match &self.surveyed.segments[piece.index].inside {
-                    None => add(Content::NotRead { to }),
+                let SurveyedSegment { listed, inside } = &self.surveyed.segments[piece.index];
+                match inside {
+                    None => add(Content::NotRead {
+                        to,
+                        time: listed.time.unwrap_or(listed.object.modified),
+                    }),
                     Some(inside) => {
                         let start = inside.points.partition_point(|&(txid, _)| txid < from);
                         let end = inside.points.partition_point(|&(txid, _)| txid <= to);

@@ -207,8 +207,9 @@ impl View<'_> {
         let mut recent = Recent::none(generation);
         for run in &self.runs {
             match run.content {
-                Content::NotRead { to } => {
-                    if !is_settled(self.settled, to) {
+                Content::NotRead { to, time } => {
+                    // A clock that ran ahead has made points that are younger than what follows.
+                    if !is_settled(self.settled, to) || !windows.all.has_passed(time, self.clock) {
                         recent.not_read += 1;
                         let through = &mut self.through[run.stretch];
                         *through = (*through).max(Some(to));

@@ -397,6 +397,21 @@ fn a_generation_that_another_one_continues_goes_when_times_resolve_in_that_one()
 }
 
 #[test]
+fn what_a_clock_that_ran_ahead_made_stays_read_or_not() {
+    for word in ["seg@2-30", "seg@2-30?"] {
+        let parent = format!("1<0/1+100000: claim snap@1 {word}");
+        let two = [&parent, "2<1/30+40: claim snap@1 seg@2-60"];
+        check(&two, "all=59", 100, "");
+    }
+    // Not beyond the window, though nobody knows what is in it.
+    let two = [
+        "1: claim snap@1 seg@2-30?",
+        "2<1/30+40: claim snap@1 seg@2-60",
+    ];
+    check(&two, "all=59", 100, "seg@2-30 expired");
+}
+
+#[test]
 fn a_past_that_ends_within_a_generation_keeps_the_last_of_its_hour() {
     let fork = ["1: snap@1 seg@2-30", "2<1/14+40: snap@1 seg@2-10"];
     let line = "11 hourly; 14 hourly; 17 hourly; 23 hourly; 29 hourly; 30 hourly";
@@ -517,4 +532,40 @@ fn the_next_time_is_that_of_the_next_change() {
     next("all=10", 70, None);
     // The last of the hour before last, 53, leaves.
     next("hourly=100", 152, Some(153));
+}
+
+#[test]
+fn what_others_hide_goes_before_them_and_a_snapshot_before_what_it_names() {
+    let folder = "generations/0000000";
+    let time = "20261120T174512.345678Z-00c0ffee";
+    let old = format!("{folder}1-00000007/snapshots/0000000000000009-{time}.snapshot");
+    let new = format!("{folder}1-00000007/snapshots/0000000000000064-{time}.snapshot");
+    let child = format!("{folder}2-00000007/snapshots/0000000000000001-{time}.snapshot");
+    let part = format!("{folder}1-00000007/pages/0000000000000001-00000001-00c0ffee.pages");
+    let claim = format!("{folder}1-00000007/claim");
+    let merged = format!("{folder}1-00000007/wal/1/0000000000000002-0000000000000009-{time}.wal");
+    let uploads = [2, 5].map(|first| format!("{folder}1-00000007/wal/0/{first:016x}.wal"));
+    let expired = |key: &String| Deletion::new(&words::listed(key, words::at(0)), Why::Expired);
+    let hidden = |key: &String| Deletion::hidden(&words::listed(key, words::at(0)), Why::Expired);
+    let mut gone = [&claim, &part, &old, &child, &merged, &new]
+        .map(expired)
+        .to_vec();
+    gone.extend(uploads.iter().map(hidden));
+    let waves = waves(gone);
+    let keys: Vec<Vec<&str>> = waves
+        .iter()
+        .map(|wave| wave.iter().map(|deletion| deletion.key.as_str()).collect())
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            vec![uploads[0].as_str(), &uploads[1]],
+            vec![&merged],
+            vec![&child],
+            vec![&new],
+            vec![&old],
+            vec![&part],
+            vec![&claim],
+        ]
+    );
 }

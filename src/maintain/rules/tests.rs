@@ -33,7 +33,8 @@ fn replica(words: &str) -> (Vec<Standing>, Vec<Txid>) {
                         last: txid(next + length - 1),
                         bytes: (mib << 20).max(1000),
                         stored: seconds(segments.len() as i64),
-                        is_mark: word.ends_with('!'),
+                        stays: word.ends_with('!'),
+                        points: length,
                     });
                     next += length;
                 }
@@ -69,12 +70,31 @@ fn sixty_four_uploads_make_one_segment_at_once_and_eight_after_ten_minutes() {
 }
 
 #[test]
-fn eight_of_a_level_make_one_of_the_next() {
-    check("7x1 5x0", 20, "none");
-    check("8x1 5x0", 20, "0..8 to level 2");
-    check("3x2 8x1", 20, "3..11 to level 2");
-    check("8x2 8x1", 20, "8..16 to level 2");
-    check("8x2 7x1", 20, "0..8 to level 3");
+fn what_came_later_joins_an_older_segment_once_it_has_as_many_bytes() {
+    check("1x2/4M 1x1/2M 1x1/1M 5x0/9M", 20, "none");
+    check("1x2/4M 1x1/2M 2x1/1M 5x0", 20, "0..4 to level 2");
+    check("1x2/5M 1x1/2M 2x1/1M 5x0", 20, "1..4 to level 2");
+    check("1x2/6M 1x1/3M 2x1/1M 5x0", 20, "2..4 to level 2");
+    check("1x1/5M 1x2/5M", 20, "0..2 to level 3");
+    // An upload between them goes along.
+    check("1x1/4M 1x0/3M 1x1/1M", 20, "0..3 to level 2");
+}
+
+#[test]
+fn an_older_segment_is_not_read_again_for_a_few_transactions() {
+    check("1x4/1M 1x2/2M", 20, "none");
+    check("1x4/1M 1x3/2M", 20, "none");
+    check("1x3/1M 2x2/2M", 20, "0..3 to level 3");
+}
+
+#[test]
+fn at_rest_a_quarter_of_its_bytes_joins_an_older_segment() {
+    check("1x2/8M 1x1/1M 1x1/1M 5x0", 606, "1..3 to level 2");
+    check("1x2/8M 1x1/1M 1x1/1M 5x0", 607, "0..3 to level 2");
+    check("1x2/8M 1x2/2M 5x0", 605, "none");
+    check("1x2/8M 1x2/2M 5x0", 606, "0..2 to level 3");
+    check("1x2/9M 1x2/2M 5x0", 9999, "none");
+    check("1x4/8M 1x2/2M 5x0", 9999, "none");
 }
 
 #[test]
@@ -83,6 +103,7 @@ fn what_is_full_stays_while_its_stretch_grows() {
     check("8x1/40M", 9, "none");
     check("1x1/40M 8x1/1M", 9, "1..9 to level 2");
     check("7x1/1M 1x1/40M", 9, "none");
+    check("1x1/30M 1x1/25M 1x1/20M", 9, "none");
 }
 
 #[test]
@@ -95,10 +116,10 @@ fn nothing_is_merged_across_a_snapshot_a_gap_or_a_mark() {
 
 #[test]
 fn what_is_left_of_a_stretch_is_merged_when_a_snapshot_has_ended_it() {
-    check("2x2 3x1 5x0 |", 10, "0..10 to level 3");
+    check("2x2 3x1 5x0 |", 10, "0..10 to level 2");
     check("1x3 | 2x0", 10, "none");
     check("3x1/30M |", 10, "0..2 to level 2");
-    check("1x1/60M 1x1/10M 1x0/10M |", 10, "1..3 to level 2");
+    check("1x1/60M 1x1/10M 1x0/10M |", 10, "1..3 to level 1");
     check("1x1/60M 1x1/60M |", 10, "none");
     check("100x0 |", 10, "0..64 to level 1");
     check("2x0 | 64x0", 70, "2..66 to level 1");
@@ -109,7 +130,7 @@ fn before_a_snapshot_the_last_stretch_is_closed_in_the_same_way() {
     let (segments, snapshots) = replica("2x0 | 1x1 5x0");
     assert_eq!(
         explain(next_closing(&segments, &snapshots)),
-        "2..8 to level 2"
+        "2..8 to level 1"
     );
     let (segments, snapshots) = replica("2x0 | 1x1");
     assert_eq!(explain(next_closing(&segments, &snapshots)), "none");
@@ -133,7 +154,8 @@ proptest! {
                 last: at,
                 bytes: kib << 10,
                 stored: seconds(number as i64),
-                is_mark: false,
+                stays: false,
+                points: 1,
             });
             let seen = snapshots.partition_point(|snapshot| *snapshot <= at);
             let now = seconds(number as i64);
@@ -149,6 +171,7 @@ proptest! {
                     // Neighbours compress.
                     bytes: inputs.iter().map(|s| s.bytes).sum::<u64>() * 2 / 3,
                     stored: now,
+                    points: inputs.iter().map(|s| s.points).sum(),
                     ..first
                 };
                 prop_assert!(inputs.len() > 1);
@@ -156,8 +179,10 @@ proptest! {
             }
         }
         let all: u64 = segments.iter().map(|s| s.bytes).sum();
-        let most = 63 + 3 * 7 + 2 * (all / FULL_BYTES) as usize + 2 * snapshots.len() + 2;
+        // Those that are not full: each has more bytes or transactions than what came later.
+        let most = 63 + 16 + 2 * (all / FULL_BYTES) as usize + 2 * snapshots.len() + 2;
         prop_assert!(segments.len() <= most, "{} segments, at most {most}", segments.len());
+        prop_assert!(segments.iter().all(|s| s.level <= 5));
         prop_assert!(written.iter().all(|&times| times <= 12), "{:?}", written.iter().max());
     }
 }
@@ -180,6 +205,9 @@ fn a_snapshot_is_due_when_it_makes_opening_cheap_or_a_day_has_passed() {
     due(17, 0, 4, 1, true);
     due(17, 0, 5, 1, false);
     due(15, 0, 1, 1, false);
+    due(300, 1, 199, 1, true);
+    due(300, 1, 200, 1, false);
+    due(192, 1, 100, 1, false);
     due(17, 3, 16, 1, true);
     due(17, 3, 17, 1, false);
     due(17, 17, 90, 1, true);

@@ -1,7 +1,9 @@
 use super::*;
 use crate::error::ErrorKind;
+use crate::format::ids::Timestamp;
 use crate::materialize::model::{Writer, image, open_replica};
 use crate::materialize::pages::{Database, ReadAhead};
+use crate::storage::Listed;
 use crate::storage::fault::{Fault, FaultStore, Verb, every};
 use crate::storage::memory::MemoryStore;
 use std::time::Duration;
@@ -115,7 +117,14 @@ async fn a_duty_that_is_dropped_wakes_those_who_wait() {
 #[test]
 fn neighbours_are_read_at_once_up_to_a_limit() {
     let cache = BlockCache::new(0);
-    let object = |key: &str| Arc::new(Object::new(cache.number_object(), key.to_owned(), 1 << 30));
+    let object = |key: &str| {
+        let listed = Listed {
+            key: key.to_owned(),
+            size: 1 << 30,
+            modified: Timestamp::from_micros(1),
+        };
+        Arc::new(Object::new(cache.number_object(), "", &listed))
+    };
     let (one, two) = (object("one"), object("two"));
     let at = |object: &Arc<Object>, offset, length| Request {
         object: Arc::clone(object),

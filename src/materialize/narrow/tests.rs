@@ -61,7 +61,8 @@ fn listing(text: &[&str]) -> Catalog {
     Catalog::new(objects)
 }
 
-/// The same words of what was selected; `<seg` is a border.
+/// The same words of what was selected; `<seg` is a border, `(snap` is needed if the base carries
+/// no interior pages.
 fn said(catalog: &Catalog, selection: &Selection) -> String {
     let mut words = Vec::new();
     let segment = |segment: &SegmentListing| match (segment.level, segment.last) {
@@ -76,6 +77,8 @@ fn said(catalog: &Catalog, selection: &Selection) -> String {
             words.push(format!("{}:", id.ordinal));
         }
         words.extend(listing.claim.iter().map(|_| "claim".to_owned()));
+        let first = selection.interior.iter().filter(|(of, _)| of == id);
+        words.extend(first.map(|(_, s)| format!("(snap@{})", s.txid.get())));
         let snapshots = listing.snapshots.iter();
         words.extend(snapshots.map(|s| format!("snap@{}", s.txid.get())));
         let mine = selection.borders.iter().filter(|(of, _)| of == id);
@@ -118,19 +121,19 @@ fn check(text: &[&str], parents: &[u64], moment: &str, expect: &str) {
 fn a_moment_needs_the_snapshot_before_it_and_the_segments_up_to_it() {
     let all = "claim snap@1 seg2@2-40 snap@40 seg1@41-50 seg1@51-60 seg@61 seg@70";
     let one = |moment, expect| check(&[all], &[], moment, expect);
-    one("45", "snap@1 snap@40 <seg2@2-40 seg1@41-50");
-    one("at 45", "snap@1 snap@40 <seg2@2-40 seg1@41-50");
-    one("at 50", "snap@1 snap@40 <seg2@2-40 seg1@41-50");
-    one("51", "snap@1 snap@40 <seg2@2-40 seg1@41-50 seg1@51-60");
-    one("40", "snap@1 snap@40");
-    one("at 40", "snap@1 snap@40");
+    one("45", "(snap@1) snap@40 <seg2@2-40 seg1@41-50");
+    one("at 45", "(snap@1) snap@40 <seg2@2-40 seg1@41-50");
+    one("at 50", "(snap@1) snap@40 <seg2@2-40 seg1@41-50");
+    one("51", "(snap@1) snap@40 <seg2@2-40 seg1@41-50 seg1@51-60");
+    one("40", "(snap@1) snap@40");
+    one("at 40", "(snap@1) snap@40");
     one("1", "snap@1");
     one("20", "claim snap@1 seg2@2-40");
     one(
         "65",
-        "snap@1 snap@40 <seg2@2-40 seg1@41-50 seg1@51-60 seg@61",
+        "(snap@1) snap@40 <seg2@2-40 seg1@41-50 seg1@51-60 seg@61",
     );
-    let tail = "snap@1 snap@40 <seg2@2-40 seg1@41-50 seg1@51-60 seg@61 seg@70";
+    let tail = "(snap@1) snap@40 <seg2@2-40 seg1@41-50 seg1@51-60 seg@61 seg@70";
     one("at 61", tail);
     one("latest", tail);
     one("99", tail);
@@ -144,7 +147,7 @@ fn a_first_snapshot_may_need_all_since_the_beginning() {
     check(&[all], &[], "at 20", "claim snap@20 seg1@2-10 seg1@11-20");
     let more = "claim snap@20 seg1@2-10 seg1@11-20 seg1@21-30";
     check(&[all], &[], "25", more);
-    check(&[all], &[], "31", "snap@20 snap@30 <seg1@21-30 seg@31");
+    check(&[all], &[], "31", "(snap@20) snap@30 <seg1@21-30 seg@31");
     check(&[all], &[], "19", "unclear");
     check(&[all], &[1], "at 19", "unclear");
     let kept = ["snap@20 seg1@21-30 snap@30"];

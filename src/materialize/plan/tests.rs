@@ -182,6 +182,9 @@ fn no_plan_crosses_a_transaction_that_lies_in_a_snapshot() {
     let without = "snap@1 seg@2-5 seg@6-6 mark@6 snap@6! seg@7-9";
     check(without, 6, "corrupt: the snapshot at 6 is missing");
     check(without, 8, "corrupt: the snapshot at 6 is missing");
+    let coming = "snap@1 seg@2-5 seg@6-6 mark@6";
+    check(coming, 5, "snap@1 seg@2-5 to 5");
+    check(coming, 6, "after 5");
     let later = "snap@1 seg@2-5 seg@6-6 mark@6 seg@7-9 snap@8";
     check(later, 7, "corrupt: the snapshot at 6 is missing");
     check(later, 9, "snap@8 seg@7-9 to 9");

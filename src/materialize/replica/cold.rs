@@ -3,12 +3,12 @@
 use crate::format::claim::Claim;
 use crate::format::container::{Header, Kind};
 use crate::format::ids::{
-    DatabaseId, GenerationId, ObjectHash, ObjectId, PageSize, Pgno, Timestamp, Txid, WalEnd,
-    WriterId,
+    DatabaseId, GenerationId, ObjectHash, ObjectId, PageSize, Pgno, Timestamp, WriterId,
 };
 use crate::format::interior::InteriorPages;
 use crate::format::key::{Key, ObjectKey};
 use crate::format::moment::Moment;
+use crate::format::sample::{self, scratch, txid};
 use crate::format::segment::{SegmentWriter, TimelineEntry};
 use crate::format::snapshot::{
     Home, Leaf, LeafRef, LeafSource, MapToWrite, SnapshotIndex, SnapshotWriter, leaves, overlay,
@@ -32,16 +32,8 @@ const INTERIOR: u32 = 500;
 /// Transactions of the merged segments between two snapshots.
 const MERGED: [u64; 3] = [100, 40, 40];
 
-fn txid(number: u64) -> Txid {
-    Txid::new(number).unwrap()
-}
-
 fn time(at: u64) -> Timestamp {
     Timestamp::from_micros(1_700_000_000_000_000 + at as i64 * 1_000_000)
-}
-
-fn scratch() -> std::io::Result<Box<dyn crate::format::container::ScratchFile>> {
-    Ok(Box::new(Cursor::new(Vec::new())))
 }
 
 /// A page as a transaction left it: a tenth of it does not compress.
@@ -127,35 +119,14 @@ impl Lean {
 
     fn header(&mut self, kind: Kind, first: u64, last: u64) -> Header {
         Header {
-            kind,
-            level: 0,
-            page_size: PageSize::new(PAGE_BYTES as u32).unwrap(),
             object_id: ObjectId(self.random.next().to_be_bytes()),
-            database_id: DatabaseId([3; 16]),
-            writer_id: WriterId([4; 8]),
             generation: generation(),
-            parent: None,
-            first: txid(first),
-            last: txid(last),
-            since: txid(first),
-            end: WalEnd::default(),
-            exact: false,
-            thinned: false,
-            sqlite_version: 0,
-            previous: ObjectHash([0; 32]),
-            last_input: ObjectHash([0; 32]),
+            ..sample::header(kind, PageSize::new(PAGE_BYTES as u32).unwrap(), first, last)
         }
     }
 
     fn entry(at: u64) -> TimelineEntry {
-        TimelineEntry {
-            txid: txid(at),
-            time: time(at),
-            upper_bound: false,
-            in_snapshot: false,
-            pages: PAGES,
-            min_pages: PAGES,
-        }
+        TimelineEntry::new(txid(at), time(at), PAGES)
     }
 
     /// A merged segment of so many transactions, each of page 1 and three others.

@@ -1,10 +1,11 @@
 use super::*;
+use crate::format::ids::Pgno;
 use crate::materialize::model::{Random, Writer, image, open_replica, read_all};
 use crate::materialize::pages::ReadAhead;
-use crate::storage::Body;
 use crate::storage::fault::{Fault, FaultStore, Verb};
 use crate::storage::memory::MemoryStore;
 use crate::storage::object::StoredObject;
+use crate::storage::{Body, Listed};
 use std::sync::atomic::AtomicBool;
 
 const CACHE: u64 = 64 << 20;
@@ -114,6 +115,90 @@ async fn a_refresh_that_fails_leaves_all_as_it_was() {
     store.heal();
     replica.refresh().await.unwrap();
     assert_eq!(replica.points(&PointsQuery::default()), writer.points());
+}
+
+/// What its generation had by then is not known, and what the one before had is not meant.
+#[tokio::test]
+async fn a_time_behind_a_snapshot_that_cannot_be_read_is_an_error_and_no_older_commit() {
+    let store = FaultStore::new(MemoryStore::new());
+    let mut parent = Writer::new(store.clone(), 5, 1, 512, 20).await;
+    parent.exact_snapshot(false).await;
+    parent.commit();
+    parent.upload().await;
+    let mut child = parent.child(2).await;
+    for _ in 0..3 {
+        child.commit();
+        child.upload().await;
+    }
+    child.later_snapshot().await;
+    child.commit();
+    child.upload().await;
+    let folder = format!("generations/{}/snapshots/", child.id);
+    let first = store.list(&folder, None).await.unwrap().remove(0).key;
+    store.set_rule(move |call| {
+        let is_damaged = call.verb == Verb::GetRange && call.key == first;
+        is_damaged.then_some(Fault::Refuse(ErrorKind::Corrupt))
+    });
+    let replica = open_replica(&(store.clone() as Arc<dyn Store>), CACHE).await;
+    let points = child.points();
+    let known = points.last().unwrap();
+    assert_eq!(replica.resolve(Moment::At(known.time)).unwrap(), *known);
+    let unknown = replica.resolve(Moment::At(points[1].time)).unwrap_err();
+    assert_eq!(unknown.kind(), ErrorKind::Corrupt, "{unknown}");
+    let before = parent.points()[1];
+    assert_eq!(replica.resolve(Moment::At(before.time)).unwrap(), before);
+}
+
+/// More than half of what is kept for nobody.
+fn large_overlay(number: ObjectNumber) -> Built {
+    let listed = Listed {
+        key: "key".to_owned(),
+        size: 1,
+        modified: Timestamp::from_micros(1),
+    };
+    let object = Arc::new(Object::new(number, "", &listed));
+    let second = Txid::FIRST.next();
+    let pages = u32::try_from(OVERLAY_BYTES / 16 * 6 / 10).unwrap();
+    let versions: Vec<_> = (1..=pages)
+        .map(|page| (Pgno::new(page).unwrap(), second))
+        .collect();
+    let layer = Layer {
+        object: &object,
+        versions: &versions,
+        from: second,
+        to: second,
+        shrinks: &[],
+    };
+    let overlay = Overlay::new(Txid::FIRST).extended([layer]).unwrap();
+    assert!(overlay.bytes() * 2 > OVERLAY_BYTES);
+    Built {
+        overlay: Arc::new(overlay),
+        through: second,
+        last: (second, pages),
+        thinned: Vec::new(),
+    }
+}
+
+#[test]
+fn overlays_that_nobody_reads_through_are_kept_as_far_as_there_is_room() {
+    let cache = Arc::new(BlockCache::new(CACHE));
+    let replica = Replica::new(MemoryStore::new(), Arc::clone(&cache));
+    let [read, old, new] = [(); 3].map(|()| cache.number_object());
+    let kept = || {
+        locked(&replica.overlays)
+            .iter()
+            .map(|(&key, _)| key)
+            .collect::<Vec<_>>()
+    };
+    let reader = large_overlay(read);
+    replica.keep(read, reader.clone());
+    replica.keep(old, large_overlay(old));
+    assert_eq!(kept(), [old, read]);
+    replica.keep(new, large_overlay(new));
+    assert_eq!(kept(), [new, read]);
+    drop(reader);
+    replica.keep(old, large_overlay(old));
+    assert_eq!(kept(), [old]);
 }
 
 #[tokio::test]

@@ -4,10 +4,10 @@ use crate::config::Clock;
 use crate::format::claim::Claim;
 use crate::format::container::{Header, Kind, Parent, ScratchFile};
 use crate::format::ids::{
-    DatabaseId, GenerationId, ObjectHash, ObjectId, PageSize, Pgno, Timestamp, Txid, WalEnd,
-    WriterId,
+    DatabaseId, GenerationId, ObjectHash, ObjectId, PageSize, Pgno, Timestamp, Txid, WriterId,
 };
 use crate::format::key::{Key, ObjectKey};
+use crate::format::sample;
 use crate::format::segment::{SegmentWriter, TimelineEntry};
 use crate::format::snapshot::{LeafSource, MapToWrite, SnapshotWriter, leaves};
 use crate::storage::{Body, Put, Store};
@@ -112,7 +112,7 @@ impl History {
             homes: &[],
             leaves: &leaves.into_iter().map(LeafSource::Here).collect::<Vec<_>>(),
         };
-        let entry = entry(Txid::FIRST, time, 2);
+        let entry = TimelineEntry::new(Txid::FIRST, time, 2);
         let (bytes, written) = writer.finish(&header, &map, entry, None).unwrap();
         let key = ObjectKey::Snapshot {
             txid: Txid::FIRST,
@@ -132,7 +132,7 @@ impl History {
         let first = self.last.next();
         let timeline: Vec<TimelineEntry> = (first.get()..)
             .zip(times)
-            .map(|(txid, &time)| entry(Txid::new(txid).unwrap(), time, pages))
+            .map(|(txid, &time)| TimelineEntry::new(Txid::new(txid).unwrap(), time, pages))
             .collect();
         let last = timeline.last().expect("at least one").txid;
         let header = self.header(Kind::Segment, first, last);
@@ -171,27 +171,17 @@ impl History {
             0,
             0,
         ];
+        let page_size = PageSize::new(PAGE as u32).unwrap();
+        let made = sample::header(kind, page_size, first.get(), last.get());
         Header {
-            kind,
-            level: 0,
-            page_size: PageSize::new(PAGE as u32).unwrap(),
             object_id: ObjectId(id),
-            database_id: DatabaseId([1; 16]),
-            writer_id: WriterId([2; 8]),
             generation: self.generation,
             parent: self.parent,
-            first,
-            last,
-            since: first,
-            end: WalEnd::default(),
-            exact: false,
-            thinned: false,
-            sqlite_version: 0,
             previous: match kind {
                 Kind::Segment => self.previous,
-                Kind::Snapshot | Kind::Part => ObjectHash([0; 32]),
+                Kind::Snapshot | Kind::Part => made.previous,
             },
-            last_input: ObjectHash([0; 32]),
+            ..made
         }
     }
 
@@ -203,17 +193,6 @@ impl History {
         let body = Body::Bytes(bytes.into());
         let put = self.store.put(&key.to_string(), body).await.unwrap();
         assert!(matches!(put, Put::Created { .. }), "{key}");
-    }
-}
-
-fn entry(txid: Txid, time: Timestamp, pages: u32) -> TimelineEntry {
-    TimelineEntry {
-        txid,
-        time,
-        upper_bound: false,
-        in_snapshot: false,
-        pages,
-        min_pages: pages,
     }
 }
 

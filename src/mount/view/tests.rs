@@ -1,9 +1,10 @@
 use super::history::{History, PAGE, TestClock, at, page};
 use super::*;
+use crate::error::ErrorKind;
 use crate::storage::Store;
 use crate::storage::fault::{Fault, FaultStore, Verb, every};
 use crate::storage::memory::MemoryStore;
-use std::fmt::Write as _;
+use std::ffi::OsStr;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -29,10 +30,20 @@ impl World {
     }
 
     fn showing(shown: Source, faults: Arc<FaultStore>, source: Arc<dyn Store>) -> Self {
+        Self::listing(Listed::All, shown, faults, source)
+    }
+
+    fn listing(
+        listed: Listed,
+        shown: Source,
+        faults: Arc<FaultStore>,
+        source: Arc<dyn Store>,
+    ) -> Self {
         let clock = TestClock::at("18:00:00");
         let options = ViewOptions {
             refresh: SECOND,
             patience: SECOND * 5,
+            listed,
         };
         let cache = Arc::new(BlockCache::new(1 << 20));
         let view = View::new(vec![shown], cache, options, clock.clock());
@@ -107,6 +118,7 @@ impl World {
                     }
                     Kind::Link => "link".to_owned(),
                     Kind::Directory => "directory".to_owned(),
+                    Kind::Text => "text".to_owned(),
                 };
                 format!("{what} for {} s", ttl.as_secs())
             }
@@ -114,8 +126,43 @@ impl World {
         }
     }
 
-    async fn list(&self, directory: Inode) -> Result<Listing> {
-        self.ask(|how| self.view.list(directory, how)).await
+    /// All lines of a directory, as the kernel reads them.
+    async fn list(&self, directory: Inode) -> Result<Vec<Line>> {
+        let list = |how| self.view.list(directory, 0, how);
+        let mut lines = self.ask(list).await?;
+        loop {
+            let last = lines.last().map_or(0, |line| line.cookie);
+            let more = self.lines_after(directory, last)?;
+            if more.is_empty() {
+                return Ok(lines);
+            }
+            lines.extend(more);
+        }
+    }
+
+    fn lines_after(&self, directory: Inode, cookie: u64) -> Result<Vec<Line>> {
+        match self.view.list(directory, cookie, How::Known)? {
+            Answer::Now(lines) | Answer::Behind(lines, _) => Ok(lines),
+            Answer::After(_) => panic!("what is known needs no look"),
+        }
+    }
+
+    /// The inode of a path.
+    async fn walk(&self, path: &str) -> Inode {
+        let mut at = Inode::ROOT;
+        for name in path.split('/') {
+            at = self.inode(at, name).await;
+        }
+        at
+    }
+
+    /// What a text says.
+    async fn text(&self, path: &str) -> String {
+        let inode = self.walk(path).await;
+        let Some(Contents::Text(text)) = self.view.opened(inode) else {
+            panic!("{path} is no text");
+        };
+        String::from_utf8(text.read(0, usize::MAX).to_vec()).unwrap()
     }
 
     /// The names in a directory, without the dots.
@@ -255,6 +302,8 @@ async fn a_directory_lists_the_link_and_the_commits_in_order() {
     assert_eq!(world.names(Inode::ROOT).await, ["app"]);
     let expect = [
         "latest.db",
+        "by-txid",
+        "by-time",
         "2026-11-20T09-00-00.000000Z.db",
         "2026-11-20T10-00-00.000001Z.db",
         "2026-11-20T11-00-00.500000Z.db",
@@ -264,26 +313,229 @@ async fn a_directory_lists_the_link_and_the_commits_in_order() {
     let app = world.app().await;
     assert_eq!(world.names(app).await, expect);
     for line in &world.list(app).await.unwrap()[2..] {
-        let found = world.lookup_in(app, &line.name).await.unwrap();
-        assert_eq!(found, Found::Entry(line.entry.clone()), "{}", line.name);
+        let Found::Entry(found) = world.lookup_in(app, &line.name).await.unwrap() else {
+            panic!("{} is listed and not there", line.name);
+        };
+        assert_eq!(found.attributes, line.entry.attributes, "{}", line.name);
     }
 }
 
-#[tokio::test]
-async fn only_the_newest_thousand_commits_are_listed_and_all_have_names() {
-    let world = World::new();
+/// The names that a directory lists of 1,200 commits, one a second from 10:00:00 on.
+async fn listed_as(listed: Listed) -> (World, Vec<String>) {
+    let faults = FaultStore::new(MemoryStore::new());
+    let source: Arc<dyn Store> = faults.clone();
+    let world = World::listing(listed, Source::Folder(source.clone()), faults, source);
     let mut app = History::begin(&world.source.below("app"), 1, None, "09:00:00").await;
     let second = |n: i64| Timestamp::from_micros(at("10:00:00").micros() + n * 1_000_000);
     let times: Vec<Timestamp> = (0..1200).map(second).collect();
     app.commits(&times, 2).await;
     let names = world.names(world.app().await).await;
-    assert_eq!(names.len(), 1 + LISTED_POINTS);
-    assert_eq!(names[1], times[200].file_name() + ".db");
-    assert_eq!(names[1000], times[1199].file_name() + ".db");
+    assert_eq!(names[..3], ["latest.db", "by-txid", "by-time"]);
+    (world, names[3..].to_vec())
+}
+
+#[tokio::test]
+async fn a_directory_lists_all_commits_or_few_of_them_or_none() {
+    let (_, all) = listed_as(Listed::All).await;
+    assert_eq!(all.len(), 1201);
+    assert_eq!(all[0], "2026-11-20T09-00-00.000000Z.db");
+    assert_eq!(all[1200], "2026-11-20T10-19-59.000000Z.db");
+    let (world, curated) = listed_as(Listed::Curated).await;
+    assert_eq!(curated[curated.len() - 100..], all[1101..]);
+    let before = &curated[..curated.len() - 100];
+    // 10:18:20 is the first of the newest hundred.
+    let minutes = (0..=17).map(|minute| format!("2026-11-20T10-{minute:02}-59.000000Z.db"));
+    let minutes: Vec<String> = minutes.collect();
+    assert_eq!(before[1..], minutes);
+    assert_eq!(before[0], all[0], "the hour before them has one");
+    let (_, none) = listed_as(Listed::None).await;
+    assert_eq!(none, [""; 0]);
+    let second = world.lookup("2026-11-20T10:00:07Z.db").await;
+    assert_eq!(second, "1-9 for 60 s", "listed or not, it has a name");
+}
+
+#[tokio::test]
+async fn by_time_leads_to_every_commit_of_an_hour() {
+    let (world, _app) = World::with_app().await;
+    let by_time = world.walk("app/by-time").await;
+    assert_eq!(world.names(by_time).await, ["2026"]);
     assert_eq!(
-        world.lookup("2026-11-20T10:00:07Z.db").await,
-        "1-9 for 60 s"
+        world.names(world.walk("app/by-time/2026").await).await,
+        ["11"]
     );
+    let day = world.walk("app/by-time/2026/11/20").await;
+    assert_eq!(world.names(day).await, ["09", "10", "11", "12", "13"]);
+    let hour = world.inode(day, "11").await;
+    assert_eq!(world.view.attributes(hour).unwrap().time, at("11:00:00.5"));
+    let name = "2026-11-20T11-00-00.500000Z.db";
+    assert_eq!(world.names(hour).await, [name]);
+    let listed = world.inode(world.app().await, name).await;
+    assert_eq!(world.inode(hour, name).await, listed);
+    for (directory, name, means) in [
+        (hour, "2026-11-20T11:30Z.db", "1-3 for 60 s"),
+        (hour, "2026-11-20T12:00:00Z.db", "nothing for 60 s"),
+        (hour, "2026-11-20T11:00:00.4Z.db", "nothing for 60 s"),
+        (hour, "x.db-wal", "nothing for 3600 s"),
+        (hour, "x", "nothing for 60 s"),
+        (day, "08", "nothing for 60 s"),
+        (day, "11", "directory for 60 s"),
+        // The clock says 18:00, so a commit may still come.
+        (day, "14", "nothing for 1 s"),
+        (day, "24", "nothing for 60 s"),
+        (by_time, "2025", "nothing for 60 s"),
+        (by_time, "2027", "nothing for 1 s"),
+    ] {
+        let found = world.lookup_in(directory, name).await;
+        assert_eq!(world.explain(found), means, "{name}");
+    }
+    let dots = &world.list(hour).await.unwrap()[..2];
+    let inodes: Vec<Inode> = dots.iter().map(|l| l.entry.attributes.inode).collect();
+    assert_eq!(inodes, [hour, day]);
+    let above = &world.list(by_time).await.unwrap()[1];
+    assert_eq!(above.entry.attributes.inode, world.app().await);
+}
+
+#[tokio::test]
+async fn by_txid_has_every_commit_those_too_that_no_time_means() {
+    let world = World::new();
+    let store = world.source.below("app");
+    let mut old = History::begin(&store, 1, None, "09:00:00").await;
+    old.commit("10:00:00", 2).await;
+    old.commit("11:00:00", 2).await;
+    History::begin(&store, 2, Some((1, 2)), "10:30:00").await;
+    let by_txid = world.walk("app/by-txid").await;
+    let name = |ordinal, txid| format!("0000000{ordinal}-000000ab-{txid:016x}.db");
+    let all = [name(1, 1), name(1, 2), name(1, 3), name(2, 1)];
+    assert_eq!(world.names(by_txid).await, all);
+    for (name, means) in [
+        (&*name(1, 3), "1-3 for 60 s"),
+        (&*name(2, 1), "2-1 for 60 s"),
+        (&*name(2, 2), "nothing for 1 s"),
+        (&*name(3, 1), "nothing for 1 s"),
+        ("1.db", "2-1 for 60 s"),
+        // The second generation may get as far.
+        ("3.db", "1-3 for 1 s"),
+        ("2026-11-20.db", "nothing for 60 s"),
+        ("1", "nothing for 60 s"),
+        ("1.db-journal", "nothing for 3600 s"),
+    ] {
+        let found = world.lookup_in(by_txid, name).await;
+        assert_eq!(world.explain(found), means, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_says_in_extended_attributes_which_moment_it_is() {
+    let (world, _app) = World::with_app().await;
+    let inode = world.walk("app/2026-11-20T11-00-00.500000Z.db").await;
+    let shown = world.view.extended(inode).unwrap();
+    let expect = [
+        ("user.sqlrepl.txid", "0000000000000003"),
+        ("user.sqlrepl.timestamp", "2026-11-20T11:00:00.500000Z"),
+        ("user.sqlrepl.generation", "00000001-000000ab"),
+        ("user.sqlrepl.snapshot", "0000000000000001"),
+    ];
+    assert_eq!(shown, expect.map(|(n, v)| (n.to_owned(), v.to_owned())));
+    for inode in [Inode::ROOT, world.app().await] {
+        assert_eq!(world.view.extended(inode).unwrap(), []);
+    }
+}
+
+#[tokio::test]
+async fn status_json_says_what_is_known_and_why_no_more() {
+    let (world, _app) = World::with_app().await;
+    let app = world.app().await;
+    let about = world.inode(app, ".sqlrepl").await;
+    assert_eq!(world.names(about).await, ["status.json", "points.jsonl"]);
+    assert!(!world.names(app).await.contains(&".sqlrepl".to_owned()));
+    let status: serde_json::Value =
+        serde_json::from_str(&world.text("app/.sqlrepl/status.json").await).unwrap();
+    let expect = serde_json::json!({
+        "database": "app",
+        "location": "memory/src/app",
+        "state": "known",
+        "error": null,
+        "as_of": "2026-11-20T18:00:00.000000Z",
+        "points": 5,
+        "since": "2026-11-20T09:00:00.000000Z",
+        "newest": {
+            "generation": "00000001-000000ab",
+            "txid": "0000000000000005",
+            "time": "2026-11-20T13:00:00.123456Z",
+            "pages": 2,
+            "size": 1024,
+            "name": "2026-11-20T13-00-00.123456Z.db",
+        },
+    });
+    assert_eq!(status, expect);
+    world
+        .faults
+        .set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+    world.clock.set("18:00:02");
+    let text = world.text("app/.sqlrepl/status.json").await;
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(status["state"], "failing");
+    assert_eq!(status["as_of"], "2026-11-20T18:00:00.000000Z");
+    assert!(
+        status["error"].as_str().unwrap().contains("memory/src/app"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn the_status_of_a_mount_whose_store_never_answered_says_why_it_is_empty() {
+    let (world, _app) = World::with_app().await;
+    world
+        .faults
+        .set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+    let text = world.text(".sqlrepl/status.json").await;
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(status["state"], "unknown");
+    assert!(status["error"].is_string(), "{text}");
+    assert_eq!(status["databases"], serde_json::json!([]));
+    world.faults.heal();
+    world.clock.set("18:00:02");
+    let text = world.text(".sqlrepl/status.json").await;
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (&status["state"], &status["error"]),
+        (&"known".into(), &().into())
+    );
+    assert_eq!(status["databases"][0]["database"], "app");
+    let nothing = world
+        .lookup_in(world.walk(".sqlrepl").await, "points.jsonl")
+        .await;
+    assert_eq!(world.explain(nothing), "nothing for 60 s");
+}
+
+#[tokio::test]
+async fn points_jsonl_has_a_line_for_each_restore_point_and_any_part_of_it_can_be_read() {
+    let (world, _app) = World::with_app().await;
+    let text = world.text("app/.sqlrepl/points.jsonl").await;
+    let inode = world.walk("app/.sqlrepl/points.jsonl").await;
+    let size = world.view.attributes(inode).unwrap().size;
+    assert_eq!(size, text.len() as u64);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 5);
+    let second: serde_json::Value = serde_json::from_str(lines[1]).unwrap();
+    let expect = serde_json::json!({
+        "generation": "00000001-000000ab",
+        "txid": "0000000000000002",
+        "time": "2026-11-20T10:00:00.000001Z",
+        "pages": 3,
+        "size": 3 * PAGE,
+    });
+    assert_eq!(second, expect);
+    let Some(Contents::Text(part)) = world.view.opened(inode) else {
+        panic!("it is a text");
+    };
+    for start in 0..=text.len() + 1 {
+        for length in [0, 1, 139, 140, 141, 1000] {
+            let end = (start + length).min(text.len());
+            let expect = text.get(start..end).unwrap_or("");
+            assert_eq!(part.read(start as u64, length), expect, "{start}+{length}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -293,40 +545,46 @@ async fn a_directory_that_grows_while_it_is_read_neither_skips_nor_repeats() {
     let mut read = Vec::new();
     let mut cookie = 0;
     for round in 0.. {
-        let listing = world.list(directory).await.unwrap();
-        let Some(line) = world.view.lines_after(&listing, cookie).first() else {
-            break;
+        let mut lines = match cookie {
+            0 => world.list(directory).await.unwrap(),
+            cookie => world.lines_after(directory, cookie).unwrap(),
         };
+        if lines.is_empty() {
+            break;
+        }
+        let line = lines.swap_remove(0);
         read.push(line.name.clone());
         cookie = line.cookie;
         if round < 9 {
             app.commit(&format!("14:00:0{round}"), 2).await;
             world.clock.set(&format!("18:00:1{round}"));
+            world.latest().await;
         }
     }
-    // The dots, the link, five commits from before and nine from meanwhile.
-    assert_eq!(read.len(), 2 + 1 + 5 + 9);
+    // The dots, the link and two directories, five commits from before and nine from meanwhile.
+    assert_eq!(read.len(), 2 + 3 + 5 + 9);
     let names = world.names(directory).await;
     assert_eq!(read[2..], names);
 }
 
 #[tokio::test]
 async fn a_directory_goes_on_behind_a_line_that_is_gone() {
-    let (world, _app) = World::with_app().await;
-    let listing = world.list(world.app().await).await.unwrap();
-    let without: Listing = listing
-        .iter()
-        .filter(|l| !l.name.contains("T11"))
-        .cloned()
-        .collect();
-    let gone = listing
-        .iter()
-        .find(|line| line.name.contains("T11"))
-        .unwrap();
-    let next = world.view.lines_after(&without, gone.cookie);
-    assert!(next[0].name.contains("T12"), "{}", next[0].name);
-    let last = listing.last().unwrap();
-    assert!(world.view.lines_after(&listing, last.cookie).is_empty());
+    let (world, mut app) = World::with_app().await;
+    let directory = world.app().await;
+    for listed in [directory, world.walk("app/by-txid").await] {
+        let lines = world.list(listed).await.unwrap();
+        let last = lines.last().unwrap();
+        assert_eq!(world.lines_after(listed, last.cookie).unwrap(), []);
+    }
+    let hour = world.walk("app/by-time/2026/11/20/13").await;
+    let gone = world.list(directory).await.unwrap();
+    let gone = gone.iter().find(|line| line.name.contains("T11")).unwrap();
+    let next = world.lines_after(hour, gone.cookie).unwrap();
+    assert!(next[0].name.contains("T13"), "{}", next[0].name);
+    app.commit("14:00:00", 2).await;
+    // A restore point of a generation that nobody was shown.
+    let nobodys = 1 << 62 | 77 << 40 | 1;
+    assert_eq!(world.lines_after(hour, nobodys).unwrap(), []);
 }
 
 #[tokio::test]
@@ -400,7 +658,7 @@ async fn of_two_generations_each_time_means_the_one_that_history_goes_through() 
         listed.iter().all(|name| !name.contains("T11")),
         "{listed:?}"
     );
-    assert_eq!(listed.len(), 1 + 4);
+    assert_eq!(listed.len(), 3 + 4);
 }
 
 #[tokio::test]
@@ -484,6 +742,7 @@ async fn two_replicas_of_one_name_are_refused_with_both_their_places() {
     let options = ViewOptions {
         refresh: SECOND,
         patience: SECOND,
+        listed: Listed::Curated,
     };
     let cache = Arc::new(BlockCache::new(1 << 20));
     let sources = sources.map(Source::Folder).to_vec();
@@ -513,14 +772,14 @@ async fn while_the_store_is_away_what_is_known_goes_on_and_the_rest_fails() {
     assert_eq!(failed.kind(), ErrorKind::Unavailable);
     // Nobody waits for a store that is known to be away, and it is asked again behind them.
     world.clock.set("18:00:03");
-    let answer = world.view.list(known, How::Fresh).unwrap();
+    let answer = world.view.list(known, 0, How::Fresh).unwrap();
     assert!(matches!(answer, Answer::Behind(..)));
 
     world.faults.heal();
     app.commit("14:00:00", 2).await;
     world.names(known).await;
     assert_eq!(world.latest().await, "2026-11-20T14-00-00.000000Z.db");
-    assert_eq!(world.names(unknown).await.len(), 2);
+    assert_eq!(world.names(unknown).await.len(), 4);
 }
 
 #[tokio::test]
@@ -531,7 +790,9 @@ async fn an_open_file_serves_its_commit_for_ever_and_with_a_rollback_header() {
         .inode(directory, "2026-11-20T11-00-00.500000Z.db")
         .await;
     assert!(world.view.opened(inode).is_none());
-    let database = world.view.open(inode).await.unwrap();
+    let Contents::Moment(database) = world.view.open(inode).await.unwrap() else {
+        panic!("it is a moment");
+    };
     app.commit("14:00:00", 1).await;
     world.clock.set("18:00:05");
     assert_eq!(world.latest().await, "2026-11-20T14-00-00.000000Z.db");
@@ -540,49 +801,16 @@ async fn an_open_file_serves_its_commit_for_ever_and_with_a_rollback_header() {
     let mut expect = [page(1, 3), page(2, 3), page(3, 3), page(4, 3)].concat();
     assert_eq!(bytes, expect);
     expect[18..20].fill(1);
-    assert_eq!(served(0, bytes), expect);
-    assert!(Arc::ptr_eq(&world.view.opened(inode).unwrap(), &database));
+    assert_eq!(crate::format::db_header::served(0, bytes), expect);
+    let Some(Contents::Moment(opened)) = world.view.opened(inode) else {
+        panic!("it is open");
+    };
+    assert!(Arc::ptr_eq(&opened, &database));
     let words = world.view.describe(inode);
     assert!(
         words.contains("app") && words.contains("T11:00:00.500000Z"),
         "{words}"
     );
-}
-
-#[test]
-fn only_bytes_18_and_19_of_the_file_are_served_as_others() {
-    let stored = Bytes::from(vec![7; 64]);
-    let mut seen = String::new();
-    for (offset, length) in [
-        (0, 64),
-        (0, 18),
-        (0, 19),
-        (18, 1),
-        (19, 1),
-        (19, 9),
-        (20, 9),
-        (512, 64),
-    ] {
-        let bytes = served(offset, stored.slice(..length));
-        assert_eq!(bytes.len(), length);
-        let changed: Vec<u64> = (offset..)
-            .zip(bytes.iter())
-            .filter(|(_, byte)| **byte != 7)
-            .map(|(at, byte)| at * 10 + u64::from(*byte))
-            .collect();
-        writeln!(seen, "{offset}+{length}: {changed:?}").unwrap();
-    }
-    let expect = "\
-0+64: [181, 191]
-0+18: []
-0+19: [181]
-18+1: [181]
-19+1: [191]
-19+9: [191]
-20+9: []
-512+64: []
-";
-    assert_eq!(seen, expect);
 }
 
 #[tokio::test]
@@ -597,6 +825,7 @@ async fn what_is_no_directory_has_no_names_and_what_is_no_file_no_bytes() {
         assert!(world.list(inode).await.is_err());
     }
     for inode in [Inode::ROOT, app, latest] {
+        assert!(world.view.opened(inode).is_none());
         assert_eq!(
             world.view.open(inode).await.err().unwrap().kind(),
             ErrorKind::Invalid
@@ -612,7 +841,8 @@ async fn a_database_without_a_commit_is_an_empty_directory() {
     let world = World::new();
     let key = crate::storage::Body::Bytes("not a claim".into());
     world.source.put("app/generations/x", key).await.unwrap();
-    assert_eq!(world.names(world.app().await).await, [""; 0]);
+    let names = world.names(world.app().await).await;
+    assert_eq!(names, ["by-txid", "by-time"]);
     assert_eq!(world.lookup("now.db").await, "nothing for 1 s");
     assert_eq!(world.lookup("latest.db").await, "nothing for 1 s");
     assert_eq!(

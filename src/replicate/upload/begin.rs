@@ -3,8 +3,8 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::claim::Claim;
 use crate::format::container::{Header, Kind, Parent};
-use crate::format::ids::{DatabaseId, GenerationId, Timestamp, Txid};
-use crate::format::key::{GENERATIONS, Key, ObjectKey};
+use crate::format::ids::{DatabaseId, GenerationId, Timestamp, Txid, WalEnd};
+use crate::format::key::GENERATIONS;
 use crate::replicate::backoff::Backoff;
 use crate::replicate::decide::{clock_stepped_back, stamp};
 use crate::replicate::first::FirstSnapshot;
@@ -12,11 +12,12 @@ use crate::replicate::history::Past;
 use crate::replicate::known::{self, KnownPages};
 use crate::replicate::making::Making;
 use crate::replicate::source::PageSource;
-use crate::replicate::spool::Tip;
+use crate::replicate::spool::{RunInfo, Tip};
 use crate::replicate::state::GenerationState;
+use crate::replicate::upload::fork::Fork;
 use crate::replicate::upload::hurry;
 use crate::replicate::upload::task::Task;
-use crate::replicate::writers::{Fencing, goes_on_from};
+use crate::replicate::writers::{Fencing, Place, goes_on_from};
 use crate::storage::Body;
 use crate::storage::blocking::blocking;
 use crate::storage::catalog::Catalog;
@@ -31,6 +32,35 @@ pub(super) struct FirstAgain {
     pub(super) at: Instant,
     pub(super) why: String,
     pauses: Backoff,
+}
+
+/// What a generation starts from.
+enum Start {
+    /// A stored commit.
+    Stored(Fork),
+    /// The database as it is now.
+    Live(Box<dyn PageSource>),
+}
+
+impl Start {
+    /// The number and the token of the run that it belongs to, one of these.
+    fn run(&self, runs: &[RunInfo]) -> (u64, u64) {
+        match self {
+            Self::Stored(fork) => fork.place.run,
+            Self::Live(pin) => {
+                let run = runs.iter().find(|run| run.id == pin.run());
+                (pin.run(), run.map_or(0, |run| run.token))
+            }
+        }
+    }
+
+    /// Its number in the spool, and SQLite's WAL there.
+    fn base(&self) -> (u64, WalEnd) {
+        match self {
+            Self::Stored(fork) => (fork.place.seq, fork.place.end),
+            Self::Live(pin) => (pin.seq(), pin.end()),
+        }
+    }
 }
 
 /// What the replica held before a generation begins.
@@ -59,29 +89,24 @@ impl Task {
         })
     }
 
-    /// Begins a generation on the database as it is now.
+    /// Begins a generation: from the commit that it goes on from, if all that came behind that one
+    /// is in the spool, else on the database as it is now.
     pub(super) async fn begin(
         &mut self,
         tip: Tip,
         reason: Option<String>,
         survey: Survey,
     ) -> Result<()> {
-        let pin = self.pin_to_begin(tip).await?;
-        let run = self
-            .spool
-            .runs()
-            .into_iter()
-            .find(|run| run.id == pin.run());
-        let token = run.as_ref().map_or(0, |run| run.token);
-        let reason = reason.or(run.map(|run| run.reason)).unwrap_or_default();
-        let parent = self.parent(&survey).await?;
-        let claim = self.claim(&survey, parent, reason)?;
+        let place = self.place(&survey).await?;
+        let start = match self.fork_from(place, tip, &survey.catalog).await? {
+            Some(fork) => Start::Stored(fork),
+            None => Start::Live(self.pin_to_begin(tip).await?),
+        };
+        let shared = place.map(|place| (place.parent, place.time));
+        let claim = self.claim(&start, &survey, shared.or(survey.past.newest), reason)?;
         self.note_begun(claim.generation).await?;
-        let key = Key {
-            generation: claim.generation,
-            object: ObjectKey::Claim,
-        }
-        .to_string();
+        let state = self.first_state(&start, &claim);
+        let key = state.claim_key();
         let bytes = bytes::Bytes::from(claim.encode());
         match put::put_bytes(&*self.store, &key, bytes.clone()).await? {
             Stored::Now(date) => self.answered(date),
@@ -90,32 +115,49 @@ impl Task {
         }
         tracing::info!(generation = %claim.generation, "new generation: {}", claim.reason);
         self.sent.send_replace(None);
-        self.state = Some(GenerationState {
-            id: claim.generation,
-            run: pin.run(),
-            token,
-            base: pin.seq(),
-            parent: claim.parent.map(|parent| (parent.generation, parent.txid)),
-            started: claim.started,
-            last_hash: claim.hash(),
-            reason: claim.reason,
-            complete: None,
-            sent: None,
-            last_key: key.clone(),
-            sqlite_version: 0,
-            fencing: Fencing::Unknown,
-        });
+        let base = state.base;
+        self.state = Some(state);
         self.save().await?;
-        self.needs_after(pin.seq());
+        self.needs_after(base);
         (self.previous, self.ended) = (None, None);
         (self.waiting, self.take_over) = (None, false);
+        self.must_begin_live = false;
         self.forget_segments().await?;
         let second = self.store.put(&key, Body::Bytes(bytes)).await?;
         self.fenced_by(&second).await?;
         // Another daemon may have begun one at the same time.
         self.look_above().await?;
         self.resumed = true;
-        self.read_first_snapshot(pin, &survey.catalog).await
+        match start {
+            Start::Stored(fork) => self.make_fork_snapshot(Some(fork)),
+            Start::Live(pin) => self.read_first_snapshot(pin, &survey.catalog).await?,
+        }
+        Ok(())
+    }
+
+    /// What is known of a generation that begins.
+    fn first_state(&self, start: &Start, claim: &Claim) -> GenerationState {
+        let (run, token) = start.run(&self.spool.runs());
+        let (base, end) = start.base();
+        let mut state = GenerationState {
+            id: claim.generation,
+            run,
+            token,
+            base,
+            start: end,
+            is_fork: matches!(start, Start::Stored(_)),
+            parent: claim.parent.map(|parent| (parent.generation, parent.txid)),
+            started: claim.started,
+            last_hash: claim.hash(),
+            reason: claim.reason.clone(),
+            complete: None,
+            sent: None,
+            last_key: String::new(),
+            sqlite_version: 0,
+            fencing: Fencing::Unknown,
+        };
+        state.last_key = state.claim_key();
+        state
     }
 
     /// The pages that a generation begins with. What it will not need stays in the spool until its
@@ -145,8 +187,8 @@ impl Task {
         noted.1
     }
 
-    /// Where the next generation goes on from, and the time of that.
-    async fn parent(&self, survey: &Survey) -> Result<Option<(Parent, Timestamp)>> {
+    /// The commit of our past from which the next generation goes on, if one is known.
+    async fn place(&self, survey: &Survey) -> Result<Option<Place>> {
         let known = self.previous.as_ref().map(GenerationState::place);
         // While nothing is wrong nobody stored more than our state knows.
         let is_in_doubt = known.is_none() || self.ended.is_some() || self.superseded.is_some();
@@ -154,23 +196,27 @@ impl Task {
             true => self.shared_with(&survey.catalog).await?,
             false => None,
         };
-        let place = goes_on_from(known, shown).map(|place| (place.parent, place.time));
-        Ok(place.or(survey.past.newest))
+        Ok(goes_on_from(known, shown))
     }
 
     /// What the next generation says of itself: a name above all that are listed, and where it goes
     /// on from.
     fn claim(
         &self,
+        start: &Start,
         survey: &Survey,
         parent: Option<(Parent, Timestamp)>,
-        reason: String,
+        reason: Option<String>,
     ) -> Result<Claim> {
         let now = self.environment.now();
-        let started = match parent {
-            Some((_, time)) if !clock_stepped_back(now, time) => stamp(now, time),
+        let started = match (start, parent) {
+            (Start::Stored(fork), _) => fork.started,
+            (Start::Live(_), Some((_, time))) if !clock_stepped_back(now, time) => stamp(now, time),
             _ => now,
         };
+        let runs = self.spool.runs();
+        let run = start.run(&runs).0;
+        let of_run = runs.into_iter().find(|it| it.id == run).map(|it| it.reason);
         let ordinal = survey.catalog.highest_ordinal().checked_add(1);
         let ordinal = ordinal.ok_or_else(|| {
             Error::invalid(format!(
@@ -189,7 +235,7 @@ impl Task {
             host: self.identity.host.clone(),
             path: self.identity.database.clone(),
             started,
-            reason,
+            reason: reason.or(of_run).unwrap_or_default(),
         })
     }
 
@@ -197,7 +243,7 @@ impl Task {
     pub(super) async fn end_generation(&mut self, tip: Tip) -> Result<()> {
         let (run, sent) = (self.state().run, self.state().sent_seq());
         // The generation may follow a run that began after this look at the tip.
-        if tip.run <= run {
+        if tip.run <= run || self.state().is_unmade_fork() {
             return Ok(());
         }
         let spool = self.spool.clone();
@@ -223,7 +269,10 @@ impl Task {
             self.take_over = false;
         }
         let state = self.state();
-        if !self.take_over || (state.run, state.sent_seq()) < (tip.run, tip.seq) {
+        if !self.take_over
+            || state.is_unmade_fork()
+            || (state.run, state.sent_seq()) < (tip.run, tip.seq)
+        {
             return Ok(());
         }
         let survey = self.survey().await?;
@@ -247,7 +296,8 @@ impl Task {
     pub(super) async fn make_first_snapshot(&mut self) -> Result<()> {
         let state = self.state();
         let run_goes_on = self.tip.borrow().is_some_and(|tip| tip.run == state.run);
-        if state.complete.is_some() || self.first.is_some() || !run_goes_on {
+        let can_be_made = run_goes_on || state.is_fork;
+        if state.complete.is_some() || self.first.is_some() || !can_be_made {
             self.first_again = None;
             return Ok(());
         }
@@ -262,6 +312,10 @@ impl Task {
         {
             // Stored by an earlier run of the daemon, which was killed before it could note that.
             self.first_snapshot_ended(Ok(txid)).await?;
+            return Ok(());
+        }
+        if self.state().is_fork {
+            self.make_fork_snapshot(None);
             return Ok(());
         }
         match self.source.snapshot_pin().await {
@@ -284,7 +338,7 @@ impl Task {
         }
     }
 
-    async fn list_all(&self) -> Result<Catalog> {
+    pub(super) async fn list_all(&self) -> Result<Catalog> {
         Ok(Catalog::new(self.store.list(GENERATIONS, None).await?))
     }
 
@@ -330,6 +384,10 @@ impl Task {
                 let generation = state.id;
                 tracing::info!(%generation, %txid, "first snapshot stored");
                 self.save().await
+            }
+            Err(e) if e.kind() == ErrorKind::Conflict && self.state().is_fork => {
+                self.must_begin_live = true;
+                Err(e)
             }
             // The run ended under it; so does the generation when all its commits are sent.
             Err(e) if e.kind() == ErrorKind::Conflict => {

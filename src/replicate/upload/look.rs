@@ -42,7 +42,7 @@ pub(super) enum After {
 
 /// What is not of our making.
 enum Other {
-    Segment(Found),
+    Segment(Box<Found>),
     /// An object, by its key, that shows a history of which no segment is left.
     History(String),
 }
@@ -87,7 +87,9 @@ impl Task {
                     }
                 }
                 Verdict::GoOn { .. } => continue,
-                Verdict::NewGeneration { other, .. } => Other::Segment(found[other].clone()),
+                Verdict::NewGeneration { other, .. } => {
+                    Other::Segment(Box::new(found[other].clone()))
+                }
             };
             // It may be that our state is too old, not that another one wrote.
             let before = self.state().clone();
@@ -139,7 +141,16 @@ impl Task {
     }
 
     /// Our last segment and what stands behind it; after a pause the snapshots that do, too.
+    ///
+    /// # Errors
+    /// `Conflict` if our last segment is gone.
     async fn list_behind(&mut self, after: After) -> Result<Vec<Listed>> {
+        let listed = self.list_all_behind(after).await?;
+        self.check_last(&listed)?;
+        Ok(listed)
+    }
+
+    async fn list_all_behind(&mut self, after: After) -> Result<Vec<Listed>> {
         let state = self.state();
         let start = state.list_after();
         let listed = match after {
@@ -162,6 +173,11 @@ impl Task {
             }
         };
         self.answered(None);
+        Ok(listed)
+    }
+
+    /// Our last segment, or one that it was merged into, must be listed.
+    fn check_last(&mut self, listed: &[Listed]) -> Result<()> {
         let state = self.state();
         let last = state.sent_txid();
         let holds_last = |listed: &Listed| match Key::parse(&listed.key).map(|key| key.object) {
@@ -174,7 +190,7 @@ impl Task {
             let last_key = state.last_key.clone();
             return Err(self.gone(&last_key));
         }
-        Ok(listed)
+        Ok(())
     }
 
     /// Reads what may hold the transactions behind our position, up to the first upload that is not
@@ -272,10 +288,14 @@ impl Task {
                 hash: inside.hash,
                 last,
                 sqlite_version: inside.ending.sqlite_version,
+                snapshot: inside.snapshot.clone(),
             };
             return self.segment_is_stored(found.key.clone(), encoded).await;
         }
         let (id, time) = (state.id, inside.ending.time);
+        if inside.snapshot.is_some() && !self.is_openable(id, found.last).await? {
+            return Err(self.without_pages(found.last));
+        }
         let state = self.state.as_mut().expect("begun before");
         state.adopt(found.key.clone(), inside);
         let sent = state.sent;
@@ -313,12 +333,41 @@ impl Task {
 
     /// Looks whether anybody else wrote while a machine that was paused thought that no time had
     /// passed: its put may have succeeded only because the name was free again. `hash` is that of
-    /// what was put.
+    /// what was put. If the name was free, `is_new`, and others had gone on behind it before, it
+    /// goes again: readers would take it for a part of their history.
     ///
     /// # Errors
     /// `Conflict` if another writer is in the generation.
-    pub(super) async fn look_behind_put(&mut self, key: &str, hash: ObjectHash) -> Result<()> {
-        let listed = self.list_behind(After::Pause).await?;
+    pub(super) async fn look_behind_put(
+        &mut self,
+        key: &str,
+        hash: ObjectHash,
+        is_new: bool,
+    ) -> Result<()> {
+        let listed = self.list_all_behind(After::Pause).await?;
+        let foreign = match self.check_last(&listed) {
+            Err(e) => Some(e),
+            Ok(()) => self.foreign_among(&listed, key, hash).await?,
+        };
+        let Some(foreign) = foreign else {
+            return Ok(());
+        };
+        if is_new
+            && writers::came_late(key, &listed)
+            && let Err(e) = self.store.delete(&[key.to_owned()]).await
+        {
+            tracing::warn!("a segment stays where it does not belong: {e}");
+        }
+        Err(foreign)
+    }
+
+    /// What says that others have gone on behind our position.
+    async fn foreign_among(
+        &mut self,
+        listed: &[Listed],
+        key: &str,
+        hash: ObjectHash,
+    ) -> Result<Option<Error>> {
         let others: Vec<Listed> = listed
             .iter()
             .filter(|listed| listed.key != key)
@@ -326,13 +375,13 @@ impl Task {
             .collect();
         if self.read_found(&others, None).await?.is_empty() {
             let gone_on = self.gone_on_elsewhere(&others);
-            return gone_on.map_or(Ok(()), |key| Err(self.foreign_history(&key)));
+            return Ok(gone_on.map(|key| self.foreign_history(&key)));
         }
         // Ours may have been merged by now.
-        let found = self.read_found(&listed, Some(hash)).await?;
+        let found = self.read_found(listed, Some(hash)).await?;
         match self.judge(&found, Some(hash)).await? {
-            Verdict::GoOn { .. } => Ok(()),
-            Verdict::NewGeneration { other, .. } => Err(self.foreign(&found[other]).await?),
+            Verdict::GoOn { .. } => Ok(None),
+            Verdict::NewGeneration { other, .. } => self.foreign(&found[other]).await.map(Some),
         }
     }
 

@@ -3,15 +3,16 @@
 
 use crate::error::{ErrorKind, Result};
 use crate::format::container::Parent;
-use crate::format::ids::{GenerationId, Timestamp, Txid};
+use crate::format::ids::{GenerationId, Timestamp, Txid, WalEnd};
 use crate::replicate::decide::clock_stepped_back;
 use crate::replicate::history::{self, ENDS_TRIED, GENERATIONS_TRIED};
 use crate::replicate::known;
 use crate::replicate::sent::SentSegment;
 use crate::replicate::spool::{RunInfo, Tip};
 use crate::replicate::state::GenerationState;
+use crate::replicate::upload::huge::hash_of;
 use crate::replicate::upload::look::{After, Looked};
-use crate::replicate::upload::send::{Encoded, remove_others};
+use crate::replicate::upload::send::{Encoded, remove_others, shipped_beside};
 use crate::replicate::upload::task::Task;
 use crate::replicate::writers::{Fencing, Place, base_if_ours, is_unbroken};
 use crate::storage::blocking::blocking;
@@ -23,6 +24,8 @@ const LAST_SEGMENTS: usize = 2;
 
 /// Uploads of others that began so long ago will not end.
 const UNFINISHED_MICROS: i64 = 7 * 24 * 3600 * 1_000_000;
+/// How often that is looked for.
+const CLEANED_MICROS: i64 = 24 * 3600 * 1_000_000;
 
 impl Task {
     /// After a start: sends the object that waited, and looks whether anybody else wrote here. If
@@ -70,9 +73,12 @@ impl Task {
         let (recent, waiting) = blocking(move || {
             recent.load(&pending, key, &hash)?;
             remove_others(&pending, &path)?;
-            // One that was damaged is made again, of what is in the spool.
+            // One that was damaged is made again, of what is in the spool; so is a mark without the
+            // snapshot that it stands for.
             let waiting = SentSegment::read_if_right(&path)?;
-            Ok((recent, waiting))
+            let is_mark = waiting.as_ref().is_some_and(|w| w.snapshot.is_some());
+            let is_whole = !is_mark || hash_of(&shipped_beside(&path))?.is_some();
+            Ok((recent, waiting.filter(|_| is_whole)))
         })
         .await?;
         self.recent = recent;
@@ -86,6 +92,7 @@ impl Task {
                 hash: waiting.footer.hash,
                 last: waiting.last_commit(self.state().base),
                 sqlite_version: waiting.footer.header.sqlite_version,
+                snapshot: waiting.snapshot,
             };
             return self.store_segment(encoded).await;
         }
@@ -131,13 +138,17 @@ impl Task {
         }
     }
 
-    /// Once after a start: gives up what anybody began so long ago that nobody will end it. That is
-    /// for the store's clock to say: by one that is wrong all others would lose what they are
-    /// sending just now.
+    /// Once a day, while we write: gives up what anybody began so long ago that nobody will end it.
+    /// That is for the store's clock to say: by one that is wrong all others would lose what they
+    /// are sending just now.
     pub(super) async fn give_up_old_unfinished(&mut self) {
-        let said = self.contact.and_then(|contact| contact.date);
-        if let Some((date, _)) = said.filter(|_| !self.cleaned) {
-            self.cleaned = true;
+        let Some((date, _)) = self.contact.and_then(|contact| contact.date) else {
+            return;
+        };
+        let is_due =
+            |last: Timestamp| date.micros().saturating_sub(last.micros()) >= CLEANED_MICROS;
+        if self.cleaned_at.is_none_or(is_due) {
+            self.cleaned_at = Some(date);
             let old = Timestamp::from_micros(date.micros() - UNFINISHED_MICROS);
             self.give_up_unfinished("", old).await;
         }
@@ -237,7 +248,8 @@ impl Task {
             return Ok(None);
         };
         let recent = history::last_segments(&*self.store, listing, ENDS_TRIED).await?;
-        if !is_unbroken(&recent) {
+        let is_whole = inside.snapshot.is_none() || self.is_openable(id, last.last).await?;
+        if !is_unbroken(&recent) || !is_whole {
             tracing::warn!("generation {id} is ours, and something is missing near its end");
             return Ok(None);
         }
@@ -246,6 +258,11 @@ impl Task {
             run: run.id,
             token: run.token,
             base,
+            start: match last.last {
+                Txid::FIRST => inside.ending.end,
+                _ => WalEnd::default(),
+            },
+            is_fork: false,
             parent: claim.parent.map(|parent| (parent.generation, parent.txid)),
             started: claim.started,
             reason: claim.reason,
@@ -298,6 +315,7 @@ impl Task {
                         time: inside.ending.time,
                         run: (run.id, run.token),
                         seq,
+                        end: inside.ending.end,
                     }));
                 }
             }

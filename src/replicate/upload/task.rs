@@ -20,13 +20,14 @@ use crate::replicate::upload::{Status, UploadSettings, hurry};
 use crate::replicate::writers::{Contact, Fencing, Higher};
 use crate::storage::Store;
 use crate::storage::blocking::blocking;
+use crate::storage::kept::Kept;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 /// So often an uploader looks at what the replica holds, and whether it is superseded.
 const LOOKED_UPLOADS: u64 = 64;
@@ -54,12 +55,17 @@ pub(super) struct Task {
     pub(super) environment: Environment,
     /// Where objects wait until they are stored.
     pub(super) pending: PathBuf,
+    /// Segments that are not stored, but shipped as snapshots.
+    pub(super) aside: Arc<Kept>,
     pub(super) state: Option<GenerationState>,
     /// The generation that ended, from which the next one goes on.
     pub(super) previous: Option<GenerationState>,
     /// Why the current generation cannot go on: another writer is in it, or the spool dropped what
     /// it needed.
     pub(super) ended: Option<Error>,
+    /// The next generation is no fork: the first snapshot of one could not be made, or the commit
+    /// behind its start would end it, too.
+    pub(super) must_begin_live: bool,
     /// The generations that were begun here.
     pub(super) begun: Begun,
     pub(super) recent: Recent,
@@ -83,8 +89,8 @@ pub(super) struct Task {
     has_asked: bool,
     /// The objects that the last daemon was putting when it ended.
     pub(super) unfinished: Vec<String>,
-    /// What others left unfinished in the store was given up.
-    pub(super) cleaned: bool,
+    /// When what others left unfinished in the store was given up last, by the store's clock.
+    pub(super) cleaned_at: Option<Timestamp>,
     pub(super) waiting: Option<Waiting>,
     /// The time of the oldest commit that is not durable.
     pub(super) waiting_since: Option<Timestamp>,
@@ -123,8 +129,10 @@ impl Task {
         fs::create_dir_all(&pending)
             .map_err(|e| Error::disk(format!("create {}", pending.display()), e))?;
         let unfinished = unfinished::left(&pending)?;
-        // Of first snapshots that were not stored; segments are sent again.
+        // Of snapshots that were not stored; segments are sent again.
         remove_files(&pending, Kind::Snapshot)?;
+        let aside = Kept::open(&settings.directory.join("aside"), u64::MAX)?;
+        aside.retain(|_| false);
         Ok(Self {
             state: GenerationState::load(&settings.directory.join("state.json"))?,
             begun: Begun::load(&settings.directory.join("begun.json"))?,
@@ -137,8 +145,10 @@ impl Task {
             settings,
             environment,
             pending,
+            aside: Arc::new(aside),
             previous: None,
             ended: None,
+            must_begin_live: false,
             recent: Recent::default(),
             first: None,
             first_again: None,
@@ -152,7 +162,7 @@ impl Task {
             established: false,
             has_asked: false,
             unfinished,
-            cleaned: false,
+            cleaned_at: None,
             waiting: None,
             waiting_since: None,
             contact: None,
@@ -273,6 +283,7 @@ impl Task {
     async fn go_on(&mut self, tip: Tip) -> Result<()> {
         self.give_up_our_unfinished().await;
         if self.ended.is_some() || self.previous.is_some() {
+            self.complete_fork().await?;
             let survey = self.survey().await?;
             self.drop_generation();
             let why = self.ended.as_ref().map(Error::to_string);
@@ -318,10 +329,7 @@ impl Task {
         tokio::select! {
             ended = first => {
                 self.first = None;
-                Some(ended.unwrap_or_else(|e| {
-                    let ended = "the making of the first snapshot ended unexpectedly";
-                    Err(Error::new(ErrorKind::Disk, ended).because(e))
-                }))
+                Some(joined(ended))
             }
             _ = self.tip.changed() => None,
             _ = self.urgent.changed() => None,
@@ -431,4 +439,12 @@ impl Task {
             changed
         });
     }
+}
+
+/// What became of a task of its own.
+pub(super) fn joined(ended: std::result::Result<Result<Txid>, JoinError>) -> Result<Txid> {
+    ended.unwrap_or_else(|e| {
+        let ended = "the making of the first snapshot ended unexpectedly";
+        Err(Error::new(ErrorKind::Disk, ended).because(e))
+    })
 }

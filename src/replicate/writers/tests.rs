@@ -29,6 +29,7 @@ fn found(text: &str) -> Found {
             end: end(salt, frame),
             ..ending(last)
         },
+        snapshot: None,
     };
     Found {
         key: text.to_owned(),
@@ -239,6 +240,7 @@ fn place((ordinal, last, run, seq): (u32, u64, u64, u64)) -> Place {
         time: minutes(0),
         run: (run, 9),
         seq,
+        end: end(1, seq as u32),
     }
 }
 
@@ -450,4 +452,33 @@ fn a_superseded_daemon_names_the_other_and_the_remedy() {
 fn fencing_is_shown_as_one_word() {
     let shown = [Fencing::Unknown, Fencing::PutIfAbsent, Fencing::None].map(|f| f.to_string());
     assert_eq!(shown, ["unknown", "put-if-absent", "none"]);
+}
+
+#[test]
+fn an_upload_came_late_if_what_lies_behind_it_was_there_before() {
+    let check = |others: &[(&str, i64)], expect: bool| {
+        let ours = ("wal/0/0000000000000005.wal", 100);
+        let all = others.iter().chain([&ours]).map(|&(name, stored)| Listed {
+            key: format!("generations/00000001-00000007/{name}"),
+            size: 100,
+            modified: Timestamp::from_micros(stored),
+        });
+        let key = format!("generations/00000001-00000007/{}", ours.0);
+        assert_eq!(came_late(&key, &all.collect::<Vec<_>>()), expect);
+    };
+    let upload = "wal/0/0000000000000009.wal";
+    check(&[], false);
+    check(&[(upload, 99)], true);
+    // Somebody may have gone on behind ours.
+    check(&[(upload, 100)], false);
+    check(&[(upload, 101)], false);
+    check(&[("wal/0/0000000000000004.wal", 99)], false);
+    let snapshot = "snapshots/0000000000000008-20261120T164335.429000Z-18a2fef8.snapshot";
+    check(&[(snapshot, 99)], true);
+    let merged = |last| {
+        format!("wal/1/0000000000000002-000000000000000{last}-20261120T164335.429000Z-18a2fef8.wal")
+    };
+    check(&[(&merged(5), 99)], true);
+    check(&[(&merged(4), 99)], false);
+    check(&[(upload, 101), (snapshot, 99)], true);
 }

@@ -1,10 +1,12 @@
 //! Applications that write with real SQLite, and what their transactions wrote.
 
 use super::made::{Commit, PAGE_BYTES};
+use crate::program::LONG;
 use crate::writer::Dice;
 use rusqlite::{Connection, params};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const CUSTOMERS: i64 = 150_000;
 const ORDERS: i64 = 250_000;
@@ -195,6 +197,20 @@ impl Application {
     /// The database file; its `-wal` is empty.
     pub(super) fn image(&self) -> Vec<u8> {
         fs::read(&self.path).unwrap()
+    }
+
+    /// Writes for a time, with SQLite's own checkpoints; how many transactions.
+    pub(super) fn write(&mut self, seconds: u64) -> u64 {
+        let checkpoints = "PRAGMA wal_autocheckpoint = 1000";
+        let set = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
+        self.connection.query_row(checkpoints, [], set).unwrap();
+        self.connection.busy_timeout(LONG).unwrap();
+        let (start, mut count) = (Instant::now(), 0);
+        while start.elapsed() < Duration::from_secs(seconds) {
+            self.transaction();
+            count += 1;
+        }
+        count
     }
 
     /// So many transactions: what each wrote, as the `-wal` has it.

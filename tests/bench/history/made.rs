@@ -30,9 +30,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
-const PAGE_SIZE: PageSize = PageSize::new(4096).unwrap();
+pub(super) const PAGE_SIZE: PageSize = PageSize::new(4096).unwrap();
 pub(super) const PAGE_BYTES: usize = PAGE_SIZE.bytes();
-const GENERATION: GenerationId = GenerationId {
+pub(super) const GENERATION: GenerationId = GenerationId {
     ordinal: 1,
     random: 7,
 };
@@ -73,6 +73,10 @@ impl Hands {
         Timestamp::from_micros(self.0.load(Ordering::Relaxed))
     }
 
+    pub(super) fn set(&self, time: Timestamp) {
+        self.0.store(time.micros(), Ordering::Relaxed);
+    }
+
     pub(super) fn advance(&self, by: Duration) {
         self.0.fetch_add(by.as_micros() as i64, Ordering::Relaxed);
     }
@@ -96,12 +100,14 @@ pub(super) struct Costs {
 
 /// One replica, one generation.
 pub(super) struct Made {
-    store: Arc<dyn Store>,
-    runtime: Runtime,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) runtime: Runtime,
     pub(super) hands: Hands,
-    workshop: Workshop,
+    pub(super) workshop: Workshop,
     pub(super) costs: Costs,
     keeper: Keeper,
+    /// The hash of the claim.
+    pub(super) claim: ObjectHash,
     previous: ObjectHash,
     /// The last transaction.
     last: Txid,
@@ -116,11 +122,15 @@ pub(super) struct Made {
     directory: PathBuf,
 }
 
-fn pgno(number: u32) -> Pgno {
+pub(super) fn txid(number: u64) -> Txid {
+    Txid::new(number).unwrap()
+}
+
+pub(super) fn pgno(number: u32) -> Pgno {
     Pgno::new(number).unwrap()
 }
 
-fn scratch() -> std::io::Result<Box<dyn ScratchFile>> {
+pub(super) fn scratch() -> std::io::Result<Box<dyn ScratchFile>> {
     Ok(Box::new(Cursor::new(Vec::new())))
 }
 
@@ -160,6 +170,7 @@ impl Made {
         Self {
             keeper: Keeper::new(workshop.clone(), settings).unwrap(),
             workshop,
+            claim: claim.hash(),
             previous: claim.hash(),
             costs: Costs::default(),
             last: Txid::FIRST,
@@ -173,17 +184,6 @@ impl Made {
             store,
             runtime,
             hands,
-        }
-    }
-
-    fn entry(&self, txid: Txid, pages: u32) -> TimelineEntry {
-        TimelineEntry {
-            txid,
-            time: self.time,
-            upper_bound: false,
-            in_snapshot: false,
-            pages,
-            min_pages: pages,
         }
     }
 
@@ -220,7 +220,7 @@ impl Made {
             exact: true,
             ..header(Kind::Snapshot, id, Txid::FIRST, Txid::FIRST)
         };
-        let entry = self.entry(Txid::FIRST, pages);
+        let entry = TimelineEntry::new(Txid::FIRST, self.time, pages);
         let (out, written) = writer.finish(&header, &map, entry, Some(interior)).unwrap();
         drop(out.into_inner().unwrap());
         let object = ObjectKey::Snapshot {
@@ -271,6 +271,13 @@ impl Made {
         key
     }
 
+    /// Uploads go on behind what was stored in another way: its last transaction, that one's time,
+    /// and the hash that the next upload carries.
+    pub(super) fn go_on(&mut self, last: Txid, time: Timestamp, previous: ObjectHash) {
+        (self.last, self.time, self.previous) = (last, time, previous);
+        self.recent.clear();
+    }
+
     /// One upload of these commits, as the daemon encodes it; the last one is seen now.
     pub(super) fn upload(&mut self, commits: &[Commit]) {
         let before = cpu();
@@ -306,7 +313,7 @@ impl Made {
         let each = |(commit, left): (&Commit, i64)| {
             self.last = self.last.next();
             self.time = Timestamp::from_micros((now - left * step).max(self.time.micros() + 1));
-            self.entry(self.last, commit.pages)
+            TimelineEntry::new(self.last, self.time, commit.pages)
         };
         let left = (0..commits.len() as i64).rev();
         commits.iter().zip(left).map(each).collect()
@@ -374,7 +381,7 @@ impl Made {
         }
     }
 
-    fn objects(&self) -> Vec<Listed> {
+    pub(super) fn objects(&self) -> Vec<Listed> {
         self.runtime.block_on(self.store.list("", None)).unwrap()
     }
 
@@ -442,7 +449,7 @@ impl std::fmt::Display for Stored {
     }
 }
 
-fn key(object: ObjectKey) -> String {
+pub(super) fn key(object: ObjectKey) -> String {
     let generation = GENERATION;
     Key { generation, object }.to_string()
 }
@@ -460,7 +467,7 @@ fn claim(started: Timestamp) -> Claim {
     }
 }
 
-fn header(kind: Kind, object_id: ObjectId, first: Txid, last: Txid) -> Header {
+pub(super) fn header(kind: Kind, object_id: ObjectId, first: Txid, last: Txid) -> Header {
     Header {
         kind,
         level: 0,

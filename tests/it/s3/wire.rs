@@ -15,7 +15,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// More than goes up in one request.
 const LARGE: usize = (16 << 20) + 1;
@@ -302,6 +302,23 @@ async fn what_is_refused_is_not_asked_again() {
         let at_most = if verb == Verb::UploadPart { 8 } else { 1 };
         assert!(calls <= at_most, "{verb:?}: {calls} calls");
     }
+}
+
+/// Others may be sending just now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_unfinished_uploads_only_those_that_began_before_a_time_are_given_up() {
+    const DAY: i64 = 24 * 3600;
+    let bucket = Bucket::new();
+    for (days, key) in [(8, "app/folder/old"), (6, "app/folder/young")] {
+        bucket.server.set(|s| s.clock_ahead = -days * DAY);
+        bucket.server.leave_upload("tests", key);
+    }
+    bucket.server.set(|s| s.clock_ahead = 0);
+    let store = S3Store::new(bucket.server.place("tests", "app"));
+    let now = i64::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+    let week = Timestamp::from_micros((now - 7 * DAY) * 1_000_000);
+    assert_eq!(store.abort_unfinished("", week).await.unwrap(), 1);
+    assert_eq!(bucket.server.uploads(), ["app/folder/young"]);
 }
 
 #[tokio::test]

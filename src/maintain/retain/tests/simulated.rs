@@ -49,7 +49,7 @@ struct World {
     survey: Survey,
     unneeded: BTreeMap<String, Timestamp>,
     policy: Retention,
-    count: u64,
+    count: u32,
 }
 
 type Open = BTreeMap<GenerationId, BTreeMap<Txid, Timestamp>>;
@@ -84,9 +84,15 @@ impl World {
         Timestamp::from_micros(self.now)
     }
 
-    fn object(&mut self, name: &str) -> Listed {
+    /// An object of a generation, stored now. Its key is a real one, made with a new hash: in
+    /// which order things are deleted follows from what keys say.
+    fn object(&mut self, which: usize, key: impl FnOnce(u32) -> ObjectKey) -> Listed {
         self.count += 1;
-        listed(&format!("{name} {:05}", self.count), self.time())
+        let key = Key {
+            generation: self.truths[which].id,
+            object: key(self.count),
+        };
+        listed(&key.to_string(), self.time())
     }
 
     fn surveyed(&mut self, which: usize) -> &mut Surveyed {
@@ -120,8 +126,8 @@ impl World {
             times: vec![self.time()],
             opens: None,
         });
-        let claim = self.object("claim");
         let which = self.newest();
+        let claim = self.object(which, |_| ObjectKey::Claim);
         let surveyed = self.surveyed(which);
         surveyed.claim = Some(claim);
         surveyed.parent = parent;
@@ -160,7 +166,17 @@ impl World {
         points: &BTreeSet<u64>,
         is_mark: bool,
     ) {
-        let object = self.object(&format!("{} seg{level}@{first}-{last}", which + 1));
+        let time = self.truths[which].times[last as usize - 1];
+        let object = self.object(which, |hash8| match level {
+            0 => ObjectKey::Upload { first: txid(first) },
+            _ => ObjectKey::Merged {
+                level,
+                first: txid(first),
+                last: txid(last),
+                time,
+                hash8,
+            },
+        });
         let times = &self.truths[which].times;
         let points = points.iter().map(|&t| (txid(t), times[t as usize - 1]));
         let points: Vec<(Txid, Timestamp)> = points.collect();
@@ -175,7 +191,6 @@ impl World {
                 object,
             },
             inside: Some(SegmentInside {
-                is_thinned: false,
                 is_mark,
                 points: points.into(),
                 index_bytes: 0,
@@ -199,17 +214,19 @@ impl World {
         if self.random.percent(20) {
             homes.push(self.part(which));
         }
-        let object = self.object(&format!("{} snap@{last}", which + 1));
         let time = self.truths[which].times[last as usize - 1];
+        let object = self.object(which, |hash8| ObjectKey::Snapshot {
+            txid: txid(last),
+            time,
+            hash8,
+        });
         let homes = homes.into_iter().map(|key| Home {
             id: ObjectId([0; 8]),
             key,
             length: 100,
         });
         let inside = SnapshotInside {
-            object_id: ObjectId([0; 8]),
             since: txid(since),
-            pages: 1,
             stored_pages: 1,
             page_bytes: 512,
             block_bytes: 0,
@@ -230,7 +247,11 @@ impl World {
     }
 
     fn part(&mut self, which: usize) -> String {
-        let object = self.object(&format!("{} part", which + 1));
+        let object = self.object(which, |hash8| ObjectKey::Part {
+            since: Txid::FIRST,
+            first: Pgno::FIRST,
+            hash8,
+        });
         let key = object.key.clone();
         self.surveyed(which).parts.push(PartListing {
             since: txid(1),
@@ -384,12 +405,18 @@ impl World {
                 self.store(which, rewrite.level, range, &points, false);
             }
         }
-        let mut gone: BTreeSet<&str> = BTreeSet::new();
-        for deletion in &decision.deletions {
-            if !is_whole && self.random.percent(5) {
+        let mut gone: BTreeSet<String> = BTreeSet::new();
+        for wave in waves(decision.deletions.clone()) {
+            let is_cut = !is_whole && self.random.percent(20);
+            for deletion in wave {
+                if !is_cut || self.random.percent(50) {
+                    let key = deletion.key.clone();
+                    assert!(gone.insert(deletion.key), "{key} goes twice");
+                }
+            }
+            if is_cut {
                 break;
             }
-            assert!(gone.insert(&deletion.key), "{} goes twice", deletion.key);
         }
         let is_there = |object: &Listed| !gone.contains(object.key.as_str());
         for surveyed in self.survey.generations.values_mut() {
@@ -538,6 +565,12 @@ impl World {
     }
 }
 
+/// How many times more than in a normal run.
+fn soak() -> u32 {
+    let soak = std::env::var("SQLREPL_SOAK");
+    soak.map_or(1, |times| times.parse().expect("SQLREPL_SOAK is a number"))
+}
+
 fn is_complete(survey: &Survey, snapshot: &SurveyedSnapshot) -> bool {
     let is_listed = |key: &str| {
         survey.generations.values().any(|surveyed| {
@@ -640,7 +673,7 @@ fn resolve(survey: &Survey, open: &Open, time: Timestamp) -> Option<(GenerationI
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(800))]
+    #![proptest_config(ProptestConfig::with_cases(800 * soak()))]
     #[test]
     fn what_the_policy_keeps_can_be_opened_for_as_long_as_it_says(seed in any::<u64>()) {
         let mut world = World::new(seed);

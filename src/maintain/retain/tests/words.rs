@@ -167,9 +167,7 @@ impl Reader {
             length: 100,
         });
         SnapshotInside {
-            object_id: ObjectId([0; 8]),
             since: txid(since),
-            pages: 1,
             stored_pages: 1,
             page_bytes: 4096,
             block_bytes: 0,
@@ -203,7 +201,6 @@ impl Reader {
                 object: object(last.unwrap_or(first)),
             },
             inside: is_read.then(|| SegmentInside {
-                is_thinned: false,
                 is_mark: false,
                 points: points.collect(),
                 index_bytes: 0,

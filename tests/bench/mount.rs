@@ -1,0 +1,307 @@
+//! `make bench` of the mount: warm against the plain file on the same disk, cold against a store
+//! that is some way off, many moments of one database, and a million restore points.
+
+use super::history::long_replica;
+use super::{Row, highest, in_turns, median, megabytes, ratio, seconds};
+use crate::s3_server::Counts;
+use crate::world::World;
+use crate::writer::Dice;
+use rusqlite::{Connection, OpenFlags};
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What each request takes longer where the store is some way off.
+const AWAY: Duration = Duration::from_millis(25);
+
+/// Bytes of pages that a mount keeps here.
+const CACHE: u64 = 64 << 20;
+
+/// A replica of `app.db`, a table of so many rows of about 1 KB with an index on a number, whose
+/// daemon has ended.
+fn replicated(world: &World, rows: u32) {
+    world.sql(
+        "app.db",
+        &format!(
+            "PRAGMA journal_mode=WAL;
+             CREATE TABLE t(id INTEGER PRIMARY KEY, k INTEGER, v TEXT);
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
+             INSERT INTO t SELECT i, (i * 7919) % {rows}, hex(randomblob(500)) FROM n;
+             CREATE INDEX t_k ON t(k);"
+        ),
+    );
+    let mut daemon = world.daemon_with("--max-spool-size 4GiB");
+    world.await_sync(&mut daemon);
+    assert_eq!(daemon.term(), 0);
+    world.sql("app.db", "PRAGMA wal_checkpoint(TRUNCATE)");
+}
+
+fn open(path: &Path) -> Connection {
+    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
+}
+
+/// Asks for rows by their ids, each in a statement.
+fn points(database: &Connection, ids: impl Iterator<Item = u32>) {
+    let mut statement = database.prepare("SELECT v FROM t WHERE id = ?1").unwrap();
+    for id in ids {
+        let length: usize = statement
+            .query_row([id], |row| Ok(row.get_ref(0)?.as_str()?.len()))
+            .unwrap();
+        assert_eq!(length, 1000);
+    }
+}
+
+fn number(database: &Connection, query: &str) -> i64 {
+    database.query_row(query, [], |row| row.get(0)).unwrap()
+}
+
+fn random_ids(seed: u64, count: usize, rows: u32) -> Vec<u32> {
+    let mut dice = Dice(seed);
+    let mut id = || 1 + dice.roll(rows.into()) as u32;
+    (0..count).map(|_| id()).collect()
+}
+
+/// Warm: the same work on a plain file and on the moment of the mount that it was copied from, so
+/// that both are in rollback-journal mode; the kernel has the pages of both.
+pub(super) fn warm() -> Vec<Row> {
+    const ROWS: u32 = 200_000;
+    let world = World::alone();
+    replicated(&world, ROWS);
+    let mount = world.mount_at(&format!("mount --page-cache {CACHE} replicas mnt"));
+    let moment = fs::canonicalize(world.path("mnt/app/latest.db")).unwrap();
+    fs::copy(&moment, world.path("plain.db")).unwrap();
+    let files = [world.path("plain.db"), moment];
+    let shell = |program: &str| {
+        let run = |path: &Path| {
+            let line = program.replace("FILE", path.to_str().unwrap());
+            seconds(|| drop(world.run("sh", &["-c", &line]).ok()))
+        };
+        run(&files[0]);
+        run(&files[1]);
+        in_turns(|| run(&files[0]), || run(&files[1]))
+    };
+    let sql = |work: &dyn Fn(&Connection)| {
+        let run = |path: &Path| seconds(|| work(&open(path)));
+        run(&files[0]);
+        run(&files[1]);
+        in_turns(|| run(&files[0]), || run(&files[1]))
+    };
+    let mut rows = Vec::new();
+    let mut add = |what, (plain, ours): (f64, f64), target, limit: f64| {
+        let beside = format!("{:.1} / {:.1} ms", ours * 1e3, plain * 1e3);
+        rows.push(ratio(what, ours / plain, target, ours / plain <= limit).beside(beside));
+    };
+    let ids = random_ids(1, 20_000, ROWS);
+    let each = |database: &Connection| points(database, ids.iter().copied());
+    add(
+        "20,000 warm point queries, / plain file",
+        sql(&each),
+        "<= 1.10",
+        1.10,
+    );
+    let scan =
+        |query: &'static str| move |database: &Connection| assert!(number(database, query) > 0);
+    let by_index = scan("SELECT sum(length(v)) FROM t WHERE k BETWEEN 1000 AND 21000");
+    add(
+        "  an index scan of 20,000 rows",
+        sql(&by_index),
+        "<= 1.20",
+        1.20,
+    );
+    let full = scan("SELECT sum(length(v)) FROM t");
+    add("  a full scan of 220 MB", sql(&full), "<= 1.20", 1.20);
+    let groups = "SELECT count(*) FROM (SELECT substr(v, 1, 3) AS s, count(*) FROM t GROUP BY s)";
+    add("  an aggregate", sql(&scan(groups)), "<= 1.20", 1.20);
+    add("  cp", shell("cp FILE copy.db"), "<= 1.3", 1.3);
+    add("  md5sum", shell("md5sum FILE"), "<= 1.3", 1.3);
+    drop(mount);
+    rows
+}
+
+fn total(counts: &Counts) -> u64 {
+    counts.calls.values().sum()
+}
+
+/// What some work in a mount took that was just started.
+struct Cold {
+    seconds: f64,
+    memory: f64,
+    said: String,
+}
+
+/// Mounts anew, so that nothing is warm, and works with every request this much slower.
+fn measure(world: &World, latency: Duration, work: &(dyn Fn(&Path) + Sync)) -> Cold {
+    let mount = world.mount_at(&format!("mount --page-cache {CACHE} replicas mnt"));
+    world.server().set(|settings| settings.latency = latency);
+    world.server().reset();
+    let mut took = 0.0;
+    let memory = highest(&mount.program, || {
+        took = seconds(|| work(&world.path("mnt/app/now.db")));
+    });
+    let counts = world.server().counts();
+    world
+        .server()
+        .set(|settings| settings.latency = Duration::ZERO);
+    let (calls, sent) = (total(&counts), counts.sent as f64 / 1e6);
+    Cold {
+        seconds: took,
+        memory,
+        said: format!("{calls} requests, {sent:.1} MB"),
+    }
+}
+
+fn read_all(path: &Path) {
+    let mut file = fs::File::open(path).unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    while file.read(&mut buffer).unwrap() > 0 {}
+}
+
+/// Cold: 1 GB, with the store on loopback and some way off.
+pub(super) fn cold() -> Vec<Row> {
+    const ROWS: u32 = 950_000;
+    let world = World::alone_on_s3();
+    replicated(&world, ROWS);
+    let size = fs::metadata(world.path("app.db")).unwrap().len();
+    let ids = random_ids(2, 1_000, ROWS);
+    let ask = |count: usize| {
+        let ids = &ids[..count];
+        move |path: &Path| points(&open(path), ids.iter().copied())
+    };
+    let memory = |cold: &Cold| {
+        let met = cold.memory <= (64 << 20) as f64 + CACHE as f64;
+        megabytes("  memory meanwhile", cold.memory, "<= 64 MB + cache", met)
+    };
+    let mut rows = Vec::new();
+    for (latency, what) in [
+        (Duration::ZERO, "first point query of 1 GB, cold"),
+        (AWAY, "first point query of 1 GB, 25 ms away"),
+    ] {
+        let is_away = latency == AWAY;
+        let target = |target| if is_away { target } else { "" };
+        let mut firsts: Vec<Cold> = (0..super::RUNS)
+            .map(|_| measure(&world, latency, &ask(1)))
+            .collect();
+        firsts.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        let first = firsts.swap_remove(super::RUNS / 2);
+        let limit = if is_away { 0.2 } else { f64::INFINITY };
+        rows.push(milliseconds(what, first.seconds, target("<= 200 ms"), limit).beside(first.said));
+        let random = measure(&world, latency, &ask(1_000));
+        let row = milliseconds("  1,000 random points", random.seconds, "", f64::INFINITY);
+        rows.push(memory(&random));
+        rows.push(row.beside(random.said));
+        let scan = measure(&world, latency, &read_all);
+        let speed = size as f64 / 1e6 / scan.seconds;
+        rows.push(memory(&scan));
+        rows.push(Row {
+            what: "  a full scan",
+            figure: format!("{speed:.0} MB/s"),
+            target: target(">= 150 MB/s"),
+            met: !is_away || speed >= 150.0,
+            beside: scan.said,
+        });
+    }
+    rows
+}
+
+fn milliseconds(what: &'static str, seconds: f64, target: &'static str, limit: f64) -> Row {
+    Row {
+        what,
+        figure: format!("{:.2} ms", seconds * 1e3),
+        target,
+        met: seconds <= limit,
+        beside: String::new(),
+    }
+}
+
+/// A hundred moments of one day, each asked for the same 200 rows.
+pub(super) fn moments() -> Vec<Row> {
+    const ROWS: u32 = 100_000;
+    const MOMENTS: usize = 100;
+    let world = World::alone_on_s3();
+    replicated(&world, ROWS);
+    let mut daemon = world.daemon();
+    let application = Connection::open(world.path("app.db")).unwrap();
+    let mut dice = Dice(3);
+    for _ in 0..10 * MOMENTS {
+        let change = "UPDATE t SET v = hex(randomblob(500)) WHERE id = ?1";
+        let row = 1 + dice.roll(ROWS.into()) as u32;
+        application.execute(change, [row]).unwrap();
+    }
+    world.await_sync(&mut daemon);
+    assert_eq!(daemon.term(), 0);
+    let all = world.points();
+    let step = all.len() / MOMENTS;
+    let chosen: Vec<_> = all
+        .iter()
+        .skip(step - 1)
+        .step_by(step)
+        .take(MOMENTS)
+        .collect();
+    assert_eq!(chosen.len(), MOMENTS);
+    let mount = world.mount_at("mount replicas mnt");
+    let ids = random_ids(4, 200, ROWS);
+    let mut requests = Vec::new();
+    world.server().reset();
+    let took = seconds(|| {
+        for point in &chosen {
+            let path = world.path(&format!("mnt/app/{}.db", point.time));
+            points(&open(&path), ids.iter().copied());
+            requests.push(total(&world.server().counts()) as f64);
+        }
+    });
+    drop(mount);
+    let figure = requests[MOMENTS - 1] / requests[0];
+    let beside = format!("{} / {}, {took:.1} s", requests[MOMENTS - 1], requests[0]);
+    let what = "requests of 100 moments / those of the first";
+    vec![ratio(what, figure, "<= 1.5", figure <= 1.5).beside(beside)]
+}
+
+/// Names in a directory with a million restore points.
+pub(super) fn names() -> Vec<Row> {
+    const COMMITS: u64 = 1_000_000;
+    let world = World::alone();
+    let folder = world.path("long");
+    fs::create_dir(&folder).unwrap();
+    let first = long_replica(&folder, COMMITS);
+    let mount = world.mount_at(&format!("mount --page-cache {CACHE} long/replica mnt"));
+    let directory = world.path("mnt/replica");
+    let list = || fs::read_dir(&directory).unwrap().count();
+    let mut listed = 0;
+    let mut look = 0.0;
+    let memory = highest(&mount.program, || look = seconds(|| listed = list()));
+    let listing = median(
+        (0..super::RUNS)
+            .map(|_| seconds(|| listed = list()))
+            .collect(),
+    );
+    let mut dice = Dice(5);
+    let found = |name: &str| {
+        let start = Instant::now();
+        fs::metadata(directory.join(name)).unwrap();
+        start.elapsed().as_secs_f64()
+    };
+    let times: Vec<f64> = (0..1_000)
+        .map(|_| {
+            let seconds = first.micros() / 1_000_000 + dice.roll(COMMITS / 10) as i64;
+            found(&format!("@{seconds}.db"))
+        })
+        .collect();
+    let slowest = times.iter().copied().fold(0.0, f64::max);
+    let lookup = median(times);
+    let limit = (64 << 20) as f64 + CACHE as f64;
+    vec![
+        milliseconds("ls of 1,000,000 restore points", listing, "<= 50 ms", 0.05).beside(format!(
+            "{listed} lines; the first look {:.0} ms",
+            look * 1e3
+        )),
+        milliseconds("  lookup of a random time", lookup, "<= 5 ms", 0.005)
+            .beside(format!("the slowest {:.2} ms", slowest * 1e3)),
+        megabytes(
+            "  memory meanwhile",
+            memory,
+            "<= 64 MB + cache",
+            memory <= limit,
+        ),
+    ]
+}
