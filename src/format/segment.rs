@@ -163,15 +163,40 @@ impl SegmentIndex {
     /// # Errors
     /// `Corrupt`: also if the sections contradict the header or each other.
     pub fn decode(footer: &Footer, sections: [&[u8]; 3]) -> Result<Self> {
-        let header = &footer.header;
-        if header.kind != Kind::Segment {
-            return Err(Error::corrupt(format!(
-                "a {:?}, not a segment",
-                header.kind
-            )));
+        let [blocks, versions, timeline] = sections;
+        let (blocks, versions) = Self::decode_slots(footer, blocks, versions)?;
+        let timeline = decode_timeline_section(&footer.header, timeline)?;
+        Ok(Self {
+            blocks,
+            versions,
+            timeline,
+        })
+    }
+
+    /// Where the slots are stored, and so how many versions there are, from the section `Blocks`.
+    ///
+    /// # Errors
+    /// As [`SegmentIndex::decode`].
+    pub fn decode_blocks(footer: &Footer, blocks: &[u8]) -> Result<BlockTable> {
+        let kind = footer.header.kind;
+        if kind != Kind::Segment {
+            return Err(Error::corrupt(format!("a {kind:?}, not a segment")));
         }
-        let blocks = BlockTable::decode_section(footer, sections[0])?;
-        let mut fields = Fields::new(VERSIONS, sections[1]);
+        BlockTable::decode_section(footer, blocks)
+    }
+
+    /// Where the slots are stored and what they hold, from the sections `Blocks` and `Versions`.
+    ///
+    /// # Errors
+    /// As [`SegmentIndex::decode`].
+    pub fn decode_slots(
+        footer: &Footer,
+        blocks: &[u8],
+        versions: &[u8],
+    ) -> Result<(BlockTable, Vec<(Pgno, Txid)>)> {
+        let header = &footer.header;
+        let blocks = Self::decode_blocks(footer, blocks)?;
+        let mut fields = Fields::new(VERSIONS, versions);
         let versions = decode_versions(&mut fields, header.first, header.last)?;
         if versions.len() != blocks.slots() as usize {
             return Err(fields.wrong(format!(
@@ -181,12 +206,7 @@ impl SegmentIndex {
             )));
         }
         fields.end()?;
-        let timeline = decode_timeline_section(header, sections[2])?;
-        Ok(Self {
-            blocks,
-            versions,
-            timeline,
-        })
+        Ok((blocks, versions))
     }
 
     /// As predecessors carry it.
@@ -368,74 +388,112 @@ pub(super) fn encode_timeline(out: &mut Vec<u8>, timeline: &[TimelineEntry], fir
     }
 }
 
-fn decode_timeline(fields: &mut Fields<'_>, first: Txid) -> Result<Vec<TimelineEntry>> {
+/// What a timeline must fit.
+#[derive(Clone, Copy)]
+struct Span {
+    first: Txid,
+    last: Txid,
+    /// Entries may be missing.
+    thinned: bool,
+}
+
+impl Span {
+    /// What is impossible about an entry behind another one.
+    fn contradiction(
+        &self,
+        before: Option<&TimelineEntry>,
+        entry: &TimelineEntry,
+    ) -> Option<&'static str> {
+        if before.is_some_and(|b| entry.txid <= b.txid || entry.time <= b.time) {
+            return Some("txids or times do not ascend");
+        }
+        let is_within = self.first <= entry.txid && entry.txid <= self.last;
+        (!is_within).then_some("a txid lies outside of the header's range")
+    }
+
+    /// What is impossible about so many entries.
+    fn lack(&self, count: usize) -> Option<&'static str> {
+        let whole = self.last.get() - self.first.get() == (count as u64).wrapping_sub(1);
+        (!whole && !self.thinned).then_some("a txid of the header's range is missing")
+    }
+}
+
+/// Hands out the entries of a timeline, one by one: there may be more than a list in memory should
+/// hold.
+fn each_entry(
+    fields: &mut Fields<'_>,
+    span: Span,
+    mut each: impl FnMut(&TimelineEntry),
+) -> Result<()> {
     let count = fields.count(5)?;
-    let txids = fields.column(count)?;
-    let times: Vec<i64> = (0..count).map(|_| fields.signed()).collect::<Result<_>>()?;
-    let flags = fields.column(count)?;
-    let pages: Vec<i64> = (0..count).map(|_| fields.signed()).collect::<Result<_>>()?;
-    let mut timeline = Vec::with_capacity(count);
-    let (mut txid, mut time, mut size) = (first.get(), 0_i64, 0_i64);
+    if let Some(lack) = span.lack(count) {
+        return Err(fields.wrong(lack));
+    }
+    let mut column = || {
+        let column = fields.clone();
+        fields.skip(count).map(|()| column)
+    };
+    let (mut txids, mut times) = (column()?, column()?);
+    let (mut flagged, mut pages) = (column()?, column()?);
+    let (mut txid, mut time, mut size) = (span.first.get(), 0_i64, 0_i64);
+    let mut before = None;
     for index in 0..count {
         let dip = fields.number32()?;
         let wrong = |what: &str| fields.wrong(format!("entry {index}: impossible {what}"));
         txid = txid
-            .checked_add(txids[index])
+            .checked_add(txids.number()?)
             .ok_or_else(|| wrong("txid"))?;
         time = time
-            .checked_add(times[index])
+            .checked_add(times.signed()?)
             .filter(|&time| Timestamp::from_micros(time).micros() == time)
             .ok_or_else(|| wrong("time"))?;
         size = size
-            .checked_add(pages[index])
+            .checked_add(pages.signed()?)
             .filter(|&size| u32::try_from(size).is_ok())
             .ok_or_else(|| wrong("size"))?;
-        if flags[index] & !(FLAG_UPPER_BOUND | FLAG_IN_SNAPSHOT) != 0 {
+        let flags = flagged.number()?;
+        if flags & !(FLAG_UPPER_BOUND | FLAG_IN_SNAPSHOT) != 0 {
             return Err(wrong("flags"));
         }
-        timeline.push(TimelineEntry {
+        let entry = TimelineEntry {
             txid: Txid::new(txid).ok_or_else(|| wrong("txid"))?,
             time: Timestamp::from_micros(time),
-            upper_bound: flags[index] & FLAG_UPPER_BOUND != 0,
-            in_snapshot: flags[index] & FLAG_IN_SNAPSHOT != 0,
+            upper_bound: flags & FLAG_UPPER_BOUND != 0,
+            in_snapshot: flags & FLAG_IN_SNAPSHOT != 0,
             pages: size as u32,
             min_pages: (size as u32)
                 .checked_sub(dip)
                 .ok_or_else(|| wrong("smallest size"))?,
-        });
+        };
+        if let Some(contradiction) = span.contradiction(before.as_ref(), &entry) {
+            return Err(fields.wrong(contradiction));
+        }
+        each(&entry);
+        before = Some(entry);
     }
-    Ok(timeline)
+    Ok(())
 }
 
-/// What no writer puts into the timeline of an object of `first` to `last`.
-fn timeline_contradiction(
-    timeline: &[TimelineEntry],
-    first: Txid,
-    last: Txid,
-    thinned: bool,
-) -> Option<&'static str> {
-    let ascending =
-        |pair: &[TimelineEntry]| pair[0].txid < pair[1].txid && pair[0].time < pair[1].time;
-    let within = |entry: &TimelineEntry| first <= entry.txid && entry.txid <= last;
-    let whole = last.get() - first.get() == (timeline.len() as u64).wrapping_sub(1);
-    let rules = [
-        (
-            timeline.windows(2).all(ascending),
-            "txids or times do not ascend",
-        ),
-        (
-            timeline.iter().all(within),
-            "a txid lies outside of the header's range",
-        ),
-        (whole || thinned, "a txid of the header's range is missing"),
-        (
-            timeline.iter().all(|entry| entry.min_pages <= entry.pages),
-            "a smallest size above the size",
-        ),
-    ];
-    rules
-        .into_iter()
-        .find_map(|(holds, broken)| (!holds).then_some(broken))
+/// What no writer puts into a timeline.
+fn timeline_contradiction(timeline: &[TimelineEntry], span: Span) -> Option<&'static str> {
+    let mut before = None;
+    let mut wrong = timeline.iter().filter_map(|entry| {
+        let before = before.replace(entry);
+        let too_low = entry.min_pages > entry.pages;
+        let too_low = too_low.then_some("a smallest size above the size");
+        span.contradiction(before, entry).or(too_low)
+    });
+    wrong.next().or_else(|| span.lack(timeline.len()))
+}
+
+impl From<&Header> for Span {
+    fn from(header: &Header) -> Self {
+        Self {
+            first: header.first,
+            last: header.last,
+            thinned: header.thinned,
+        }
+    }
 }
 
 /// The raw `Timeline` section of an object with this header.
@@ -443,9 +501,7 @@ fn timeline_contradiction(
 /// # Panics
 /// If header and timeline contradict each other.
 pub(super) fn encode_timeline_section(header: &Header, timeline: &[TimelineEntry]) -> Vec<u8> {
-    if let Some(contradiction) =
-        timeline_contradiction(timeline, header.first, header.last, header.thinned)
-    {
+    if let Some(contradiction) = timeline_contradiction(timeline, header.into()) {
         panic!("timeline: {contradiction}");
     }
     let mut out = Vec::new();
@@ -454,16 +510,28 @@ pub(super) fn encode_timeline_section(header: &Header, timeline: &[TimelineEntry
 }
 
 /// Decodes the raw `Timeline` section of an object with this header.
+///
+/// # Errors
+/// `Corrupt`: also if it contradicts the header.
 pub fn decode_timeline_section(header: &Header, section: &[u8]) -> Result<Vec<TimelineEntry>> {
-    let mut fields = Fields::new("section Timeline", section);
-    let timeline = decode_timeline(&mut fields, header.first)?;
-    if let Some(contradiction) =
-        timeline_contradiction(&timeline, header.first, header.last, header.thinned)
-    {
-        return Err(fields.wrong(contradiction));
-    }
-    fields.end()?;
+    let mut timeline = Vec::new();
+    read_timeline_section(header, section, |entry| timeline.push(*entry))?;
     Ok(timeline)
+}
+
+/// The same, entry by entry: a list of all of them may be more than memory should hold. What was
+/// handed out counts only if there is no error in the end.
+///
+/// # Errors
+/// `Corrupt`: also if it contradicts the header.
+pub fn read_timeline_section(
+    header: &Header,
+    section: &[u8],
+    each: impl FnMut(&TimelineEntry),
+) -> Result<()> {
+    let mut fields = Fields::new("section Timeline", section);
+    each_entry(&mut fields, header.into(), each)?;
+    fields.end()
 }
 
 const FLAG_CHAINED: u64 = 1;
@@ -574,14 +642,18 @@ pub fn decode_predecessors(section: &[u8]) -> Result<Vec<Predecessor>> {
 fn decode_predecessor_index(fields: &mut Fields<'_>, entry: &Predecessor) -> Result<SegmentIndex> {
     let blocks = BlockTable::decode(fields)?;
     let versions = decode_versions(fields, entry.first, entry.last)?;
-    let timeline = decode_timeline(fields, entry.first)?;
     if versions.len() != blocks.slots() as usize || blocks.end() > entry.length {
         return Err(fields.wrong(format!("the blocks of {} do not fit it", entry.key)));
     }
-    // Level-0 segments are never thinned.
-    if let Some(contradiction) = timeline_contradiction(&timeline, entry.first, entry.last, false) {
-        return Err(fields.wrong(format!("timeline of {}: {contradiction}", entry.key)));
-    }
+    let span = Span {
+        first: entry.first,
+        last: entry.last,
+        // Level-0 segments never are.
+        thinned: false,
+    };
+    let mut timeline = Vec::new();
+    each_entry(fields, span, |entry| timeline.push(*entry))
+        .map_err(|e| e.context(format!("timeline of {}", entry.key)))?;
     Ok(SegmentIndex {
         blocks,
         versions,

@@ -28,7 +28,7 @@ pub(super) fn put_text(out: &mut Vec<u8>, text: &str) {
 }
 
 /// The fields of a section, read in order.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Fields<'a> {
     what: &'static str,
     bytes: &'a [u8],
@@ -118,6 +118,19 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Passes over so many varints, without a look at what they say.
+    pub(super) fn skip(&mut self, count: usize) -> Result<()> {
+        let ends = self.bytes[self.at..].iter().enumerate();
+        let mut ends = ends.filter(|(_, byte)| **byte & 0x80 == 0);
+        if let Some(last) = count.checked_sub(1) {
+            let Some((end, _)) = ends.nth(last) else {
+                return Err(self.wrong(format!("{count} numbers expected")));
+            };
+            self.at += end + 1;
+        }
+        Ok(())
+    }
+
     /// As many varints as `count` says.
     pub(super) fn column(&mut self, count: usize) -> Result<Vec<u64>> {
         (0..count).map(|_| self.number()).collect()
@@ -178,6 +191,23 @@ mod tests {
         assert!(error.to_string().contains("do not fit 20 bytes"), "{error}");
         let mut fields = Fields::new("test", &[5, 0, 0, 0, 0, 0]);
         assert_eq!(fields.count(1).unwrap(), 5);
+    }
+
+    #[test]
+    fn numbers_are_passed_over_as_they_are_read() {
+        let mut bytes = Vec::new();
+        for number in [5, 300, 0, u64::MAX, 127] {
+            put(&mut bytes, number);
+        }
+        for count in 0..=5 {
+            let mut read = Fields::new("test", &bytes);
+            read.column(count).unwrap();
+            let mut passed = Fields::new("test", &bytes);
+            passed.skip(count).unwrap();
+            assert_eq!(passed.position(), read.position());
+        }
+        let error = Fields::new("test", &bytes).skip(6).unwrap_err();
+        assert!(error.to_string().contains("6 numbers expected"), "{error}");
     }
 
     #[test]
