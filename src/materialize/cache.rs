@@ -171,6 +171,12 @@ impl BlockCache {
         self.index.put((object, piece), index, weight);
     }
 
+    /// True if so many versions of pages can be kept without anything being dropped for them.
+    pub(crate) fn has_room_for_versions(&self, versions: u64) -> bool {
+        let bytes = versions.saturating_mul(size_of::<(Pgno, Txid)>() as u64);
+        self.index.bytes().saturating_add(bytes) <= self.capacity / 4
+    }
+
     /// Room for `bytes` of reading ahead, of a quarter of the cache; `None` if it is taken. Given
     /// back when dropped.
     pub(crate) fn room_ahead(&self, bytes: u64) -> Option<tokio::sync::OwnedSemaphorePermit> {

@@ -5,17 +5,18 @@
 //! Nothing enters the cache, or reaches a reader, before its checksum was verified.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::container::{BlockRef, Kind, SectionKind, SectionRef};
-use crate::format::ids::{ObjectId, PageSize, Pgno};
+use crate::format::container::{BlockRef, BlockTable, Footer, Kind, SectionKind, SectionRef};
+use crate::format::ids::{ObjectId, PageSize, Pgno, Txid};
 use crate::format::interior::decode_interior;
 use crate::format::key::{Key, ObjectKey};
-use crate::format::segment::SegmentIndex;
+use crate::format::segment::{SegmentIndex, read_timeline_section};
 use crate::format::snapshot::{Leaf, LeafRef, SnapshotIndex};
 use crate::materialize::cache::{BlockCache, Index, IndexPiece, ObjectNumber, Piece, Slots, Table};
 use crate::materialize::disk::PieceKey;
 use crate::materialize::flights::{Flights, Takeoff};
 use crate::materialize::history::Object;
 use crate::materialize::through::through;
+use crate::materialize::timeline::{Point, Timeline, TimelineWriter};
 use crate::storage::Store;
 use crate::storage::object::{StoredObject, get_exactly};
 use bytes::Bytes;
@@ -250,8 +251,7 @@ impl Fetcher {
             let stored = open(&*store, object, 0).await?;
             let id = stored.footer.header.object_id;
             if stored.footer.header.kind == Kind::Segment {
-                let index = segment_index(&*store, &stored).await?;
-                return Ok(segment_table(id, index));
+                return read_segment_table(&*store, &stored).await;
             }
             Ok(snapshot_table(id, snapshot_index(&*store, &stored).await?))
         })
@@ -363,24 +363,84 @@ pub(crate) async fn open(store: &dyn Store, object: &Object, before: u64) -> Res
     StoredObject::open_tail(store, &object.key, object.size, tail).await
 }
 
-/// Reads the index of a segment.
+/// What a listing shows of a segment.
+pub(crate) struct SegmentNames {
+    pub(crate) timeline: Timeline,
+    /// Transactions whose pages lie in a snapshot.
+    pub(crate) marks: Box<[Txid]>,
+    /// How many versions of pages lie in it.
+    pub(crate) versions: u64,
+}
+
+/// Reads what a listing shows of a segment, and what finds its pages, many times as large: if it is
+/// `wanted`, or came with the footer and there `is_room` for so many versions.
 pub(crate) async fn segment_index(
     store: &dyn Store,
     stored: &StoredObject,
-) -> Result<SegmentIndex> {
-    let kinds = SegmentIndex::SECTIONS;
-    let [blocks, versions, timeline] = stored.sections(store, kinds).await?;
-    let present = |section: Option<Vec<u8>>, kind: SectionKind| {
-        section.ok_or_else(|| {
-            let location = store.location();
-            Error::corrupt(format!("{location}/{} has no section {kind:?}", stored.key))
-        })
-    };
-    let blocks = present(blocks, kinds[0])?;
-    let versions = present(versions, kinds[1])?;
-    let timeline = present(timeline, kinds[2])?;
-    SegmentIndex::decode(&stored.footer, [&blocks, &versions, &timeline])
+    wanted: bool,
+    is_room: impl Fn(u64) -> bool,
+) -> Result<(SegmentNames, Option<Table>)> {
+    let footer = &stored.footer;
+    let named = |e: Error| e.context(format!("read {}/{}", store.location(), stored.key));
+    if wanted {
+        let kinds = SegmentIndex::SECTIONS;
+        let [blocks, versions, timeline] = needed_sections(store, stored, kinds).await?;
+        let names = decode_names(footer, &blocks, &timeline).map_err(named)?;
+        let table = decode_table(footer, &blocks, &versions).map_err(named)?;
+        return Ok((names, Some(table)));
+    }
+    let kinds = [SectionKind::Blocks, SectionKind::Timeline];
+    let [blocks, timeline] = needed_sections(store, stored, kinds).await?;
+    let names = decode_names(footer, &blocks, &timeline).map_err(named)?;
+    let versions = footer.section(SectionKind::Versions);
+    let is_here = versions.is_some_and(|v| stored.read_already(v.offset, v.length).is_some());
+    if !is_here || !is_room(names.versions) {
+        return Ok((names, None));
+    }
+    let [versions] = needed_sections(store, stored, [SectionKind::Versions]).await?;
+    let table = decode_table(footer, &blocks, &versions).map_err(named)?;
+    Ok((names, Some(table)))
+}
+
+/// Reads what finds the pages of a segment.
+async fn read_segment_table(store: &dyn Store, stored: &StoredObject) -> Result<Table> {
+    let kinds = [SectionKind::Blocks, SectionKind::Versions];
+    let [blocks, versions] = needed_sections(store, stored, kinds).await?;
+    decode_table(&stored.footer, &blocks, &versions)
         .map_err(|e| e.context(format!("read {}/{}", store.location(), stored.key)))
+}
+
+fn decode_names(footer: &Footer, blocks: &[u8], timeline: &[u8]) -> Result<SegmentNames> {
+    let versions = SegmentIndex::decode_blocks(footer, blocks)?.slots();
+    let (mut writer, mut marks) = (TimelineWriter::default(), Vec::new());
+    read_timeline_section(&footer.header, timeline, |entry| {
+        writer.push(Point::from(entry));
+        marks.extend(entry.in_snapshot.then_some(entry.txid));
+    })?;
+    Ok(SegmentNames {
+        timeline: writer.finish(),
+        marks: marks.into(),
+        versions: versions.into(),
+    })
+}
+
+fn decode_table(footer: &Footer, blocks: &[u8], versions: &[u8]) -> Result<Table> {
+    let (blocks, versions) = SegmentIndex::decode_slots(footer, blocks, versions)?;
+    Ok(segment_table(footer.header.object_id, blocks, versions))
+}
+
+async fn needed_sections<const N: usize>(
+    store: &dyn Store,
+    stored: &StoredObject,
+    kinds: [SectionKind; N],
+) -> Result<[Vec<u8>; N]> {
+    let sections = stored.sections(store, kinds).await?;
+    if let Some(lacking) = sections.iter().position(Option::is_none) {
+        let (location, kind) = (store.location(), kinds[lacking]);
+        let what = format!("{location}/{} has no section {kind:?}", stored.key);
+        return Err(Error::corrupt(what));
+    }
+    Ok(sections.map(Option::unwrap_or_default))
 }
 
 /// Reads the index of a snapshot or a part.
@@ -418,11 +478,15 @@ pub(crate) fn leaves_bytes(size: u64) -> u64 {
 }
 
 /// What the cache keeps of a segment's index.
-pub(crate) fn segment_table(id: ObjectId, index: SegmentIndex) -> Table {
+pub(crate) fn segment_table(
+    id: ObjectId,
+    blocks: BlockTable,
+    versions: Vec<(Pgno, Txid)>,
+) -> Table {
     Table {
         id,
-        blocks: index.blocks,
-        slots: Slots::Versions(index.versions),
+        blocks,
+        slots: Slots::Versions(versions),
     }
 }
 

@@ -5,7 +5,7 @@
 //! does not fit is treated like an object that cannot be read. A moment that damage might concern
 //! is an error that names the object; all others stay readable.
 //!
-//! Points lie in chunks that are shared with the segments they come from: 24 bytes a point.
+//! Points lie in timelines that are shared with the segments they come from.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::claim::Claim;
@@ -13,11 +13,11 @@ use crate::format::container::{Parent, SectionRef};
 use crate::format::ids::{
     GenerationId, ObjectHash, ObjectId, PageSize, RestorePoint, Timestamp, Txid,
 };
-use crate::format::segment::TimelineEntry;
 use crate::format::snapshot::MapRoot;
 use crate::materialize::cache::ObjectNumber;
 use crate::materialize::disk::Identity;
 use crate::materialize::plan::{self, Base, Break, Line, Plan, Reach, Shape, Unplanned, Why};
+use crate::materialize::timeline::{Point, Timeline};
 use crate::storage::Listed;
 use crate::storage::cover::{Piece, Span, cover};
 use bytes::Bytes;
@@ -65,30 +65,6 @@ impl Object {
     }
 }
 
-/// One transaction of a timeline, in 24 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Point {
-    pub(crate) txid: Txid,
-    pub(crate) time: Timestamp,
-    /// Database size after it.
-    pub(crate) pages: u32,
-    /// The smallest size since the entry before.
-    pub(crate) min_pages: u32,
-}
-
-const _: () = assert!(size_of::<Point>() == 24);
-
-impl From<&TimelineEntry> for Point {
-    fn from(entry: &TimelineEntry) -> Self {
-        Self {
-            txid: entry.txid,
-            time: entry.time,
-            pages: entry.pages,
-            min_pages: entry.min_pages,
-        }
-    }
-}
-
 /// A claim that was read, with the hash that the first segment must carry.
 #[derive(Debug)]
 pub(crate) struct ReadClaim {
@@ -110,8 +86,8 @@ pub(crate) struct Segment {
     pub(crate) hands_on: ObjectHash,
     /// Unknown if only a hint was read.
     pub(crate) page_size: Option<PageSize>,
-    /// Ascending.
-    pub(crate) points: Arc<[Point]>,
+    /// Its restore points.
+    pub(crate) timeline: Arc<Timeline>,
     /// Transactions whose pages lie in a snapshot.
     pub(crate) marks: Box<[Txid]>,
     /// How many versions of pages lie in it.
@@ -122,13 +98,13 @@ impl Segment {
     /// True if transactions of its range are not in its timeline. Then it keeps of each page only
     /// the versions that those which are see, or its last one.
     pub(crate) fn is_thinned(&self) -> bool {
-        (self.points.len() as u64).checked_sub(1) != Some(self.last.get() - self.first.get())
+        (self.timeline.count() as u64).checked_sub(1) != Some(self.last.get() - self.first.get())
     }
 
     /// True if it keeps all versions in its range that the moment of this transaction sees.
     pub(crate) fn serves(&self, txid: Txid) -> bool {
         let is_outside = txid < self.first || txid >= self.last;
-        is_outside || self.points.binary_search_by_key(&txid, |p| p.txid).is_ok()
+        is_outside || self.timeline.find(txid).is_some()
     }
 }
 
@@ -263,29 +239,41 @@ pub(crate) struct History {
     starts: Vec<usize>,
 }
 
-/// Some restore points, ascending; never empty.
+/// Some restore points of a timeline, ascending; never empty.
 #[derive(Debug)]
 struct Chunk {
-    points: Arc<[Point]>,
-    range: Range<u32>,
+    timeline: Arc<Timeline>,
+    range: Range<usize>,
+    first: Point,
+    last: Point,
 }
 
 impl Chunk {
-    fn new(points: &Arc<[Point]>, range: Range<usize>) -> Option<Self> {
-        // A segment of four billion transactions exceeds what any store holds in one object.
-        let range = u32::try_from(range.start).ok()?..u32::try_from(range.end).ok()?;
-        (range.start < range.end).then(|| Self {
-            points: Arc::clone(points),
+    fn new(timeline: &Arc<Timeline>, range: Range<usize>) -> Option<Self> {
+        let last = timeline.get(range.end.checked_sub(1)?)?;
+        (range.start < range.end).then_some(Self {
+            timeline: Arc::clone(timeline),
+            first: timeline.get(range.start)?,
+            last,
             range,
         })
     }
 
-    fn points(&self) -> &[Point] {
-        &self.points[self.range.start as usize..self.range.end as usize]
+    fn count(&self) -> usize {
+        self.range.len()
     }
 
-    fn last(&self) -> &Point {
-        self.points().last().expect("a chunk is never empty")
+    /// How many of the first ones are so. What holds of one holds of all before it.
+    fn partition_point(&self, holds: impl Fn(&Point) -> bool) -> usize {
+        let Range { start, end } = self.range;
+        self.timeline.partition_point(holds).clamp(start, end) - start
+    }
+
+    /// Those with these places, from either end.
+    fn points(&self, range: Range<usize>) -> impl DoubleEndedIterator<Item = Point> + '_ {
+        let start = self.range.start;
+        self.timeline
+            .points(start + range.start..start + range.end.min(self.count()))
     }
 }
 
@@ -359,7 +347,7 @@ impl History {
         let chunks = chunks(&snapshots, &segments, &shape, &reach);
         let starts = chunks.iter().scan(0, |before, chunk| {
             let start = *before;
-            *before += chunk.points().len();
+            *before += chunk.count();
             Some(start)
         });
         let starts = starts.collect();
@@ -442,14 +430,9 @@ impl History {
 
     /// The restore point with this txid.
     pub(crate) fn point(&self, txid: Txid) -> Option<RestorePoint> {
-        let index = self
-            .chunks
-            .partition_point(|chunk| chunk.last().txid < txid);
-        let points = self.chunks.get(index)?.points();
-        let found = points
-            .binary_search_by_key(&txid, |point| point.txid)
-            .ok()?;
-        Some(self.restore_point(&points[found]))
+        let index = self.chunks.partition_point(|chunk| chunk.last.txid < txid);
+        let chunk = self.chunks.get(index).filter(|c| c.first.txid <= txid)?;
+        Some(self.restore_point(&chunk.timeline.find(txid)?))
     }
 
     /// The level of the segment that a transaction lies in; `None` for that of a snapshot from
@@ -468,14 +451,13 @@ impl History {
 
     /// The last restore point that can be opened, whatever may be missing behind it.
     pub(crate) fn last(&self) -> Option<RestorePoint> {
-        let chunk = self.chunks.last()?;
-        Some(self.restore_point(chunk.last()))
+        Some(self.restore_point(&self.chunks.last()?.last))
     }
 
     /// How many restore points there are.
     pub(crate) fn count(&self) -> usize {
         let last = self.starts.last().zip(self.chunks.last());
-        last.map_or(0, |(start, chunk)| start + chunk.points().len())
+        last.map_or(0, |(start, chunk)| start + chunk.count())
     }
 
     /// Restore points from this one on, by their place in the order of txids, from 0.
@@ -484,16 +466,19 @@ impl History {
         let first = first.saturating_sub(1);
         let skipped = index - self.starts.get(first).copied().unwrap_or(index);
         let chunks = self.chunks.get(first..).unwrap_or(&[]);
-        let points = chunks.iter().flat_map(Chunk::points).skip(skipped);
-        points.map(|point| self.restore_point(point))
+        let points = chunks.iter().enumerate().flat_map(move |(place, chunk)| {
+            let start = if place == 0 { skipped } else { 0 };
+            chunk.points(start..chunk.count())
+        });
+        points.map(|point| self.restore_point(&point))
     }
 
     /// How many of the first restore points are so. What holds of one holds of all before it.
     pub(crate) fn count_while(&self, holds: impl Fn(&RestorePoint) -> bool) -> usize {
         let holds = |point: &Point| holds(&self.restore_point(point));
-        let index = self.chunks.partition_point(|chunk| holds(chunk.last()));
+        let index = self.chunks.partition_point(|chunk| holds(&chunk.last));
         match self.chunks.get(index) {
-            Some(chunk) => self.starts[index] + chunk.points().partition_point(holds),
+            Some(chunk) => self.starts[index] + chunk.partition_point(holds),
             None => self.count(),
         }
     }
@@ -501,7 +486,7 @@ impl History {
     /// When its first snapshot was taken, damaged ones too: no earlier time means a commit of it.
     pub(crate) fn begins(&self) -> Option<Timestamp> {
         let snapshots = self.snapshots_listed().map(|(_, time)| time);
-        let first = self.chunks.first().map(|chunk| chunk.points()[0].time);
+        let first = self.chunks.first().map(|chunk| chunk.first.time);
         snapshots.chain(first).min()
     }
 
@@ -513,13 +498,13 @@ impl History {
     ) -> impl Iterator<Item = RestorePoint> + '_ {
         let end = self
             .chunks
-            .partition_point(|chunk| until.is_none_or(|until| chunk.points()[0].time <= until));
+            .partition_point(|chunk| until.is_none_or(|until| chunk.first.time <= until));
         let chunks = self.chunks[..end].iter().rev();
         chunks
-            .flat_map(|chunk| chunk.points().iter().rev())
+            .flat_map(|chunk| chunk.points(0..chunk.count()).rev())
             .skip_while(move |point| until.is_some_and(|until| point.time > until))
             .take_while(move |point| since.is_none_or(|since| point.time >= since))
-            .map(|point| self.restore_point(point))
+            .map(|point| self.restore_point(&point))
     }
 
     /// The objects that a moment needs.
@@ -670,8 +655,7 @@ impl Line for Arc<History> {
     }
 
     fn first(&self) -> Option<RestorePoint> {
-        let chunk = self.chunks.first()?;
-        Some(self.restore_point(&chunk.points()[0]))
+        Some(self.restore_point(&self.chunks.first()?.first))
     }
 
     fn at(&self, time: Timestamp, limit: Option<Txid>) -> Result<Option<RestorePoint>> {
@@ -688,13 +672,13 @@ impl Line for Arc<History> {
             return damage.or_else(broken).map_or(Ok(None), Err);
         }
         let is_after = |p: &Point| p.time > time || limit.is_some_and(|limit| p.txid > limit);
-        let index = self.chunks.partition_point(|chunk| !is_after(chunk.last()));
-        let within = self.chunks.get(index).map(|chunk| {
-            let points = chunk.points();
-            &points[..points.partition_point(|point| !is_after(point))]
+        let index = self.chunks.partition_point(|chunk| !is_after(&chunk.last));
+        let within = self.chunks.get(index).and_then(|chunk| {
+            let count = chunk.partition_point(|point| !is_after(point));
+            chunk.points(0..count).next_back()
         });
-        let before = index.checked_sub(1).map(|index| self.chunks[index].last());
-        let Some(found) = within.and_then(|points| points.last()).or(before) else {
+        let before = index.checked_sub(1).map(|index| self.chunks[index].last);
+        let Some(found) = within.or(before) else {
             // A snapshot was there by then. If it cannot be read, nobody knows what it would show.
             let by_then = |(txid, at)| is_before(txid, at);
             let mut damage = self.damage.iter();
@@ -703,14 +687,14 @@ impl Line for Arc<History> {
         };
         if found.time == time {
             // Times ascend: what comes after it is later, whether it is known or not.
-            return Ok(Some(self.restore_point(found)));
+            return Ok(Some(self.restore_point(&found)));
         }
         // A break between this point and the next known one may hold a later one.
         let next = self.after(found.txid).map(|next| next.txid);
         let through = [limit, next].into_iter().flatten().min();
         match self.reach.break_between(found.txid, through) {
             Some(found) => Err(self.broken(found)),
-            None => Ok(Some(self.restore_point(found))),
+            None => Ok(Some(self.restore_point(&found))),
         }
     }
 }
@@ -723,12 +707,12 @@ impl History {
     }
 
     /// The first restore point after a transaction.
-    pub(crate) fn after(&self, txid: Txid) -> Option<&Point> {
-        let index = self
-            .chunks
-            .partition_point(|chunk| chunk.last().txid <= txid);
-        let points = self.chunks.get(index)?.points();
-        points.get(points.partition_point(|point| point.txid <= txid))
+    pub(crate) fn after(&self, txid: Txid) -> Option<Point> {
+        let is_before = |point: &Point| point.txid <= txid;
+        let index = self.chunks.partition_point(|chunk| is_before(&chunk.last));
+        let chunk = self.chunks.get(index)?;
+        let place = chunk.range.start + chunk.partition_point(is_before);
+        chunk.timeline.get(place)
     }
 }
 
@@ -809,18 +793,18 @@ fn chunks(
         }
         // A snapshot carries its own entry: no segment needs to hold it.
         if below_first.lets_through(stretch.first) {
-            let own: Arc<[Point]> = Arc::new([base.point]);
-            chunks.extend(Chunk::new(&own, 0..1));
+            let own: Timeline = [base.point].into_iter().collect();
+            chunks.extend(Chunk::new(&Arc::new(own), 0..1));
         }
         let mut sieve = Sieve::default();
         for piece in pieces {
             let segment = &segments[piece.index];
             sieve.pass(segment, piece);
-            let points = &segment.points;
+            let timeline = &segment.timeline;
             let after = piece.from.max(stretch.first.next());
-            let start = points.partition_point(|point| point.txid < after);
-            let end = points.partition_point(|p| p.txid <= piece.to.min(stretch.last));
-            chunks.extend(sieve.chunk(points, start..end.max(start)));
+            let start = timeline.partition_point(|point| point.txid < after);
+            let end = timeline.partition_point(|p| p.txid <= piece.to.min(stretch.last));
+            chunks.extend(sieve.chunk(segment, start..end.max(start)));
         }
     }
     chunks
@@ -844,14 +828,22 @@ impl<'a> Sieve<'a> {
         self.0.iter().all(|segment| segment.serves(txid))
     }
 
-    /// What it lets through of some points.
-    fn chunk(&self, points: &Arc<[Point]>, range: Range<usize>) -> Option<Chunk> {
-        let within = &points[range.clone()];
-        if within.iter().all(|point| self.lets_through(point.txid)) {
-            return Chunk::new(points, range);
+    /// What it lets through of some points of a segment that it has come to.
+    fn chunk(&self, segment: &Segment, range: Range<usize>) -> Option<Chunk> {
+        let timeline = &segment.timeline;
+        // A segment serves its own points.
+        let others = self
+            .0
+            .iter()
+            .filter(|other| !std::ptr::eq(**other, segment));
+        let others: Vec<&Segment> = others.copied().collect();
+        let is_let_through = |point: &Point| others.iter().all(|s| s.serves(point.txid));
+        if others.is_empty() || timeline.points(range.clone()).all(|p| is_let_through(&p)) {
+            return Chunk::new(timeline, range);
         }
-        let through = within.iter().filter(|point| self.lets_through(point.txid));
-        let through: Arc<[Point]> = through.copied().collect();
-        Chunk::new(&through, 0..through.len())
+        let through = timeline.points(range).filter(is_let_through);
+        let through: Timeline = through.collect();
+        let count = through.count();
+        Chunk::new(&Arc::new(through), 0..count)
     }
 }

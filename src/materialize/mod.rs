@@ -6,6 +6,7 @@
 //! | `refresh` | from listings to histories: reads what is new, once |
 //! | `narrow` | pure: what of a listing one moment can need |
 //! | `history` | one generation: its objects checked against each other, its restore points |
+//! | `timeline` | pure: the restore points of one object, in few bytes |
 //! | `plan` | pure: which objects a moment needs, which moment a time means |
 //! | `overlay` | pure: page versions of many segments, laid over a map |
 //! | [`pages`] | the pages of one moment |
@@ -39,3 +40,4 @@ pub mod points;
 mod refresh;
 pub mod replica;
 mod through;
+mod timeline;

@@ -1,8 +1,9 @@
 //! From listings to histories: finds what is new in a replica and reads it, once.
 //!
 //! A refresh that finds nothing new costs one LIST. New objects are read in parallel: of claims all
-//! bytes; of snapshots the footer and the map's root; of segments the footer and the index. Footers
-//! of level-0 segments carry hints about those before them, so only some of them are read.
+//! bytes; of snapshots the footer and the map's root; of segments the footer and the timeline, and
+//! what finds their pages where that comes along. Footers of level-0 segments carry hints about
+//! those before them, so only some of them are read.
 //!
 //! Objects come and go between the LIST and the reads: what has vanished is looked for in another
 //! listing. What is damaged is kept as [`Damage`], and read again by the next refresh.
@@ -19,10 +20,11 @@ use crate::format::snapshot::{Home, MapRoot};
 use crate::materialize::cache::{Index, IndexPiece, Table};
 use crate::materialize::fetch::{self, Fetcher, PARALLEL};
 use crate::materialize::history::{
-    Border, Damage, Damaged, History, Lack, Object, Parts, Point, ReadClaim, Segment, Snapshot,
+    Border, Damage, Damaged, History, Lack, Object, Parts, ReadClaim, Segment, Snapshot,
 };
 use crate::materialize::narrow::{self, Narrowed, Selection};
 use crate::materialize::plan::{self, Line};
+use crate::materialize::timeline::Point;
 use crate::storage::catalog::{Catalog, GenerationListing, SegmentListing, SnapshotListing};
 use crate::storage::cover::Span;
 use crate::storage::object::{StoredObject, get_exactly};
@@ -67,7 +69,8 @@ enum Job {
     Claim(GenerationId, Arc<Object>),
     /// With so many bytes before its index.
     Snapshot(GenerationId, SnapshotListing, Arc<Object>, u64),
-    Segment(GenerationId, SegmentListing, Arc<Object>),
+    /// With what finds its pages, or without.
+    Segment(GenerationId, SegmentListing, Arc<Object>, bool),
 }
 
 impl Job {
@@ -77,7 +80,9 @@ impl Job {
             Self::Snapshot(id, listed, object, before) => {
                 read_snapshot(fetcher, *id, listed, object, *before).await
             }
-            Self::Segment(id, listed, object) => read_segment(fetcher, *id, listed, object).await,
+            Self::Segment(id, listed, object, opening) => {
+                read_segment(fetcher, *id, listed, object, *opening).await
+            }
         }
     }
 }
@@ -160,6 +165,7 @@ impl Loader {
             self.incomplete = lacking;
             let histories = self.assemble(&catalog, &counting, failures, &Borders::new(), old);
             self.forget_incomplete();
+            self.forget_superseded(&counting);
             self.catalog = Arc::new(catalog);
             self.is_settled = histories.values().all(|history| history.damage.is_empty());
             self.keep_claims(&histories);
@@ -345,6 +351,13 @@ impl Loader {
             .collect();
     }
 
+    /// Drops the segments for which others stand, which stay listed for a while.
+    fn forget_superseded(&mut self, counting: &Counting<'_>) {
+        let counting = counting.values().flatten();
+        let keys: HashSet<&str> = counting.map(|s| s.object.key.as_str()).collect();
+        self.segments.retain(|key, _| keys.contains(key.as_str()));
+    }
+
     /// Reads what is not known yet. `opening` says that a moment of what is listed will be opened.
     async fn read_new(
         &mut self,
@@ -355,7 +368,11 @@ impl Loader {
         let mut failures = Failures::new();
         let mut jobs = self.claims_and_snapshots(catalog, opening);
         for stride in STRIDES {
-            jobs.extend(self.segments_to_read(catalog, counting, &failures, stride));
+            let segments = self.segments_to_read(catalog, counting, &failures, stride);
+            jobs.extend(segments.into_iter().map(|(id, listed)| {
+                let object = self.object(&listed.object);
+                Job::Segment(id, listed.clone(), object, opening)
+            }));
             let mut results = read_all(&self.fetcher, std::mem::take(&mut jobs));
             // Each is kept as it comes: a caller that gives up and tries again gets on.
             while let Some((job, result)) = results.next().await {
@@ -388,14 +405,14 @@ impl Loader {
 
     /// The segments to read now: all new merged ones that count, and a sample of level 0. Without a
     /// snapshot a generation does not exist for readers, so its segments are left alone.
-    fn segments_to_read(
+    fn segments_to_read<'a>(
         &self,
         catalog: &Catalog,
-        counting: &Counting<'_>,
+        counting: &Counting<'a>,
         failures: &Failures,
         stride: usize,
-    ) -> Vec<Job> {
-        let mut jobs = Vec::new();
+    ) -> Vec<(GenerationId, &'a SegmentListing)> {
+        let mut segments = Vec::new();
         let with_snapshot = catalog
             .generations
             .iter()
@@ -409,14 +426,11 @@ impl Loader {
             let (uploads, merged): (Vec<_>, Vec<_>) = new.partition(|s| s.level == 0);
             let sampled = plan::sample(uploads.len(), stride);
             let sampled = sampled.into_iter().map(|index| uploads[index]);
-            jobs.extend(
-                merged
-                    .into_iter()
-                    .chain(sampled)
-                    .map(|segment| Job::Segment(id, segment.clone(), self.object(&segment.object))),
-            );
+            // The newest are the likeliest to be opened: what finds their pages comes first.
+            let newest_first = merged.into_iter().chain(sampled).rev();
+            segments.extend(newest_first.map(|segment| (id, segment)));
         }
-        jobs
+        segments
     }
 
     fn keep(&mut self, job: Job, result: Result<Loaded>, failures: &mut Failures) -> Result<()> {
@@ -426,7 +440,7 @@ impl Loader {
                 let SnapshotListing { txid, time, .. } = listed;
                 (id, Damaged::Snapshot { txid, time }, object)
             }
-            Job::Segment(id, listed, object) => (id, damaged(&listed), object),
+            Job::Segment(id, listed, object, _) => (id, damaged(&listed), object),
         };
         match result {
             Ok(Loaded::Claim(claim)) => {
@@ -505,15 +519,15 @@ impl Loader {
                 previous: hint.previous,
                 hands_on: hint.hash,
                 page_size: None,
-                points: index.timeline.iter().map(Point::from).collect(),
+                timeline: Arc::new(index.timeline.iter().map(Point::from).collect()),
                 marks: marks(&index),
                 versions: index.versions.len() as u64,
             };
-            keep_table(
-                &self.fetcher,
-                object,
-                fetch::segment_table(hint.object_id, index),
-            );
+            let SegmentIndex {
+                blocks, versions, ..
+            } = index;
+            let table = fetch::segment_table(hint.object_id, blocks, versions);
+            keep_table(&self.fetcher, object, table);
             self.segments.insert(hint.key, Arc::new(segment));
         }
     }
@@ -861,28 +875,32 @@ async fn read_snapshot(
     Ok(Loaded::Snapshot(Box::new(read)))
 }
 
+/// Reads a segment, and what finds its pages if it will be opened, or if that comes along.
 async fn read_segment(
     fetcher: &Fetcher,
     id: GenerationId,
     listed: &SegmentListing,
     object: &Arc<Object>,
+    opening: bool,
 ) -> Result<Loaded> {
     let wrong = |what: &str| {
         let location = fetcher.store.location();
         Error::corrupt(format!("{location}/{}: {what}", object.key))
     };
-    let (stored, index, hints) = fetcher
+    let (footer, names, table, hints) = fetcher
         .through(object, |store| async move {
             let stored = fetch::open(&*store, object, 0).await?;
             agree(id, Kind::Segment, listed.hash8, &stored.footer).map_err(wrong)?;
-            let index = fetch::segment_index(&*store, &stored).await?;
+            // What comes by chance pushes out nothing that is in use.
+            let is_room = |versions| fetcher.cache.has_room_for_versions(versions);
+            let (names, table) = fetch::segment_index(&*store, &stored, opening, is_room).await?;
             let hints = read_hints(&*store, &stored).await?;
-            Ok((stored, index, hints))
+            Ok((stored.footer, names, table, hints))
         })
         .await?;
-    let header = stored.footer.header.clone();
+    let header = &footer.header;
     let ends_as_named = listed.level == 0 || Some(header.last) == listed.last;
-    let end = index.timeline.last().filter(|end| end.txid == header.last);
+    let end = names.timeline.last().filter(|end| end.txid == header.last);
     let ends_as_named =
         ends_as_named && listed.time.is_none_or(|t| end.is_some_and(|e| e.time == t));
     if header.level != listed.level || header.first != listed.first || !ends_as_named {
@@ -894,17 +912,15 @@ async fn read_segment(
         first: header.first,
         last: header.last,
         previous: header.previous,
-        hands_on: hands_on(&stored.footer),
+        hands_on: hands_on(&footer),
         page_size: Some(header.page_size),
-        points: index.timeline.iter().map(Point::from).collect(),
-        marks: marks(&index),
-        versions: index.versions.len() as u64,
+        timeline: Arc::new(names.timeline),
+        marks: names.marks,
+        versions: names.versions,
     };
-    keep_table(
-        fetcher,
-        object,
-        fetch::segment_table(header.object_id, index),
-    );
+    if let Some(table) = table {
+        keep_table(fetcher, object, table);
+    }
     Ok(Loaded::Segment(segment, hints))
 }
 
@@ -966,3 +982,6 @@ fn marks(index: &SegmentIndex) -> Box<[Txid]> {
     let marked = index.timeline.iter().filter(|entry| entry.in_snapshot);
     marked.map(|entry| entry.txid).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use crate::format::moment::Moment;
 use crate::format::snapshot::LeafRef;
 use crate::materialize::cache::{BlockCache, ObjectNumber, Piece, Slots, locked};
 use crate::materialize::fetch::Fetcher;
-use crate::materialize::history::{History, Laid, Needed, Object, Point, Segment, Snapshot};
+use crate::materialize::history::{History, Laid, Needed, Object, Segment, Snapshot};
 use crate::materialize::overlay::{Layer, Overlay, Shrink};
 use crate::materialize::pages::{Database, Layout};
 use crate::materialize::plan::{self, Line};
@@ -419,7 +419,7 @@ impl Replica {
                 .collect();
             infos.extend(listed.segments.iter().map(|segment| {
                 let read = read.get(segment.object.key.as_str());
-                let last_point = read.and_then(|read| read.points.last());
+                let last_point = read.and_then(|read| read.timeline.last());
                 let versions = read.map(|read| read.versions);
                 let page_size = history.page_size().map(|size| u64::from(size.get()));
                 SegmentInfo {
@@ -428,7 +428,7 @@ impl Replica {
                     first: segment.first,
                     last: read.map(|read| read.last).or(segment.last),
                     time: segment.time.or(last_point.map(|point| point.time)),
-                    count: read.map(|read| read.points.len() as u64),
+                    count: read.map(|read| read.timeline.count() as u64),
                     versions,
                     raw_bytes: versions.zip(page_size).map(|(count, size)| count * size),
                     is_thinned: read.map(|read| read.is_thinned()),
@@ -703,14 +703,14 @@ impl Built {
 
 /// Where the database was smaller than at the entry before.
 fn shrinks_in(piece: &Laid, last: &mut (Txid, u32)) -> Vec<Shrink> {
-    let points: &[Point] = &piece.segment.points;
-    let start = points.partition_point(|point| point.txid < piece.from);
-    let end = points.partition_point(|point| point.txid <= piece.to);
+    let timeline = &piece.segment.timeline;
+    let start = timeline.partition_point(|point| point.txid < piece.from);
+    let end = timeline.partition_point(|point| point.txid <= piece.to);
     let mut shrinks = Vec::new();
     // What its own segment counts from.
-    let before = start.checked_sub(1).map(|index| points[index].txid);
-    let mut counts_from = before.map_or(piece.segment.first, |before| before.next());
-    for point in &points[start..end.max(start)] {
+    let before = start.checked_sub(1).and_then(|index| timeline.get(index));
+    let mut counts_from = before.map_or(piece.segment.first, |before| before.txid.next());
+    for point in timeline.points(start..end.max(start)) {
         // A size from before the piece says nothing of what another segment has up to there.
         let min_pages = match counts_from < piece.from {
             true => point.pages,
