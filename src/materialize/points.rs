@@ -28,6 +28,7 @@ struct Run {
     /// How many lie before it.
     start: usize,
     count: usize,
+    last: RestorePoint,
 }
 
 impl Points {
@@ -64,13 +65,18 @@ impl Points {
 
     fn of(runs: impl Iterator<Item = (Arc<History>, usize)>) -> Self {
         let mut points = Self::default();
-        for (history, count) in runs.filter(|(_, count)| *count > 0) {
-            points.runs.push(Run {
-                history,
-                start: points.count,
-                count,
-            });
-            points.count += count;
+        for (history, count) in runs {
+            let last = count.checked_sub(1);
+            let last = last.and_then(|last| history.points_from(last).next());
+            if let Some(last) = last {
+                points.runs.push(Run {
+                    history,
+                    start: points.count,
+                    count,
+                    last,
+                });
+                points.count += count;
+            }
         }
         points
     }
@@ -113,11 +119,7 @@ impl Points {
     }
 
     fn count_while(&self, holds: impl Fn(&RestorePoint) -> bool) -> usize {
-        let is_whole = |run: &Run| {
-            self.get(run.start + run.count - 1)
-                .is_some_and(|p| holds(&p))
-        };
-        let whole = self.runs.partition_point(is_whole);
+        let whole = self.runs.partition_point(|run| holds(&run.last));
         let of_the_next = |run: &Run| run.start + run.history.count_while(&holds).min(run.count);
         self.runs.get(whole).map_or(self.count, of_the_next)
     }

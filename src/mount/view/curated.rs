@@ -14,8 +14,12 @@ const DENSITIES: [(i64, i64); 3] = [(HOUR, MINUTE), (30 * DAY, HOUR), (i64::MAX,
 
 /// The indexes of those listed of `count` restore points, ascending: the newest hundred, then the
 /// last of each minute for an hour, of each hour for 30 days, and of each day, by UTC and counted
-/// back from the newest one. `time` ascends.
-pub(super) fn curated(count: usize, time: impl Fn(usize) -> Timestamp) -> Vec<usize> {
+/// back from the newest one. `time` ascends; `before` says how many lie before a time.
+pub(super) fn curated(
+    count: usize,
+    time: impl Fn(usize) -> Timestamp,
+    before: impl Fn(Timestamp) -> usize,
+) -> Vec<usize> {
     let mut listed: Vec<usize> = (count.saturating_sub(NEWEST)..count).rev().collect();
     let Some(newest) = count.checked_sub(1).map(&time) else {
         return listed;
@@ -26,26 +30,13 @@ pub(super) fn curated(count: usize, time: impl Fn(usize) -> Timestamp) -> Vec<us
         let density = DENSITIES.iter().find(|(until, _)| age < *until);
         let unit = density.map_or(DAY, |(_, unit)| *unit);
         let start = at.micros() - at.micros().rem_euclid(unit);
-        match first_at(last, |index| time(index).micros() >= start) {
+        match before(Timestamp::from_micros(start)) {
             0 => break,
-            first => listed.push(first - 1),
+            count => listed.push(count - 1),
         }
     }
     listed.reverse();
     listed
-}
-
-/// The first index up to `end` from which on it holds.
-fn first_at(end: usize, holds: impl Fn(usize) -> bool) -> usize {
-    let (mut low, mut high) = (0, end);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        match holds(middle) {
-            true => high = middle,
-            false => low = middle + 1,
-        }
-    }
-    low
 }
 
 #[cfg(test)]
@@ -59,9 +50,9 @@ mod tests {
         let newest = 1_795_176_000;
         let mut times: Vec<i64> = ages.iter().map(|age| newest - age).collect();
         times.sort_unstable();
-        let shown = curated(times.len(), |at| {
-            Timestamp::from_micros(times[at] * 1_000_000)
-        });
+        let time = |at: usize| Timestamp::from_micros(times[at] * 1_000_000);
+        let before = |limit| times.partition_point(|at| *at * 1_000_000 < Timestamp::micros(limit));
+        let shown = curated(times.len(), time, before);
         shown.iter().rev().map(|&at| newest - times[at]).collect()
     }
 

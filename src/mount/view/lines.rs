@@ -247,7 +247,10 @@ impl Member {
             let time = |index| points.get(index).expect("it is below the count").time;
             let only = match listed {
                 Listed::All => Only::Range(0..points.count()),
-                Listed::Curated => Only::Chosen(curated(points.count(), time)),
+                Listed::Curated => {
+                    let before = |time| count_before(&points, time);
+                    Only::Chosen(curated(points.count(), time, before))
+                }
                 Listed::None => Only::Range(0..0),
             };
             Arc::new(Shown { points, only })
@@ -262,12 +265,15 @@ impl Member {
 }
 
 fn in_period(points: &Points, period: Period) -> Range<usize> {
-    let before = Timestamp::from_micros(period.first().micros().saturating_sub(1));
     let start = match period == Period::EVER {
         true => 0,
-        false => points.count_until(before),
+        false => count_before(points, period.first()),
     };
     start..points.count_until(period.last())
+}
+
+fn count_before(points: &Points, time: Timestamp) -> usize {
+    points.count_until(Timestamp::from_micros(time.micros().saturating_sub(1)))
 }
 
 fn fixed_line(cookie: u64, name: &str, attributes: Attributes, ttl: Duration) -> Line {
