@@ -180,16 +180,25 @@ impl DiskCache {
         }
     }
 
+    /// The same for what comes in a rush, and once: waits a moment for room.
+    pub(crate) async fn put_soon(&self, pieces: Vec<(PieceKey, Bytes)>) {
+        self.put_within(pieces, PATIENCE).await;
+    }
+
     /// The same for whoever has time: waits until there is room for them. False if they are not
     /// kept, since the directory failed or does not answer.
     pub(crate) async fn put_in_turn(&self, pieces: Vec<(PieceKey, Bytes)>) -> bool {
+        self.put_within(pieces, PATIENCE_WITH_WRITES).await;
+        !self.is_off()
+    }
+
+    async fn put_within(&self, pieces: Vec<(PieceKey, Bytes)>, patience: Duration) {
         let began = Instant::now();
         let room = Arc::clone(&self.room).acquire_many_owned(weight(&pieces));
-        match timeout(PATIENCE_WITH_WRITES, room).await {
+        match timeout(patience, room).await {
             Ok(room) => self.write(pieces, room.expect("it is never closed")),
             Err(_) => self.stalled(began),
         }
-        !self.is_off()
     }
 
     fn write(&self, pieces: Vec<(PieceKey, Bytes)>, room: OwnedSemaphorePermit) {

@@ -45,7 +45,7 @@ where
     }
     if result.is_ok() {
         let fetched = std::mem::take(&mut locked(&through.taken).fetched);
-        disk.put(fetched);
+        disk.put_soon(fetched).await;
     }
     result
 }

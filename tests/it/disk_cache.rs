@@ -1,6 +1,6 @@
 //! `sqlrepl mount --cache-dir`: what was read once is there for the next mount.
 
-use crate::s3_server::Verb;
+use crate::s3_server::{Fault, Verb};
 use crate::world::{World, walk};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -76,6 +76,44 @@ fn a_mount_that_comes_later_reads_nothing_again() {
     let (newer, more) = asked(&world, "1GiB");
     assert_eq!(newer[1], said[0]);
     assert!(0 < more && more < reads, "{more} reads after {reads}");
+}
+
+/// README: "With `mount --cache-dir DIR` the names, sizes and times that a mount showed need no
+/// more than the listing in the next one: all else of the store may be away."
+#[test]
+fn names_that_were_shown_before_need_the_listing_alone() {
+    let world = history();
+    let shown = || {
+        world.server().reset();
+        let mut mount = world.mount_at(&format!("{MOUNT} 1GiB"));
+        // What the mount says of itself is another thing each time.
+        let which = "-name .sqlrepl -prune -o -type f -printf";
+        let mut find = vec!["mnt"];
+        find.extend(which.split(' '));
+        find.push("%p %s %T@\n");
+        let said = world.run("find", &find).ok();
+        assert_eq!(mount.interrupt(), 0);
+        let counts = world.server().counts();
+        (said, counts.calls.get(&Verb::Get).copied().unwrap_or(0))
+    };
+    let (said, mut reads) = shown();
+    // Each point by its time twice, and by its txid.
+    assert_eq!(said.lines().count(), 3 * world.points().len(), "{said}");
+    assert!(reads > 0);
+    // What is still on its way to the disk when a mount ends is read once more.
+    for _ in 0..10 {
+        reads = shown().1;
+        if reads == 0 {
+            break;
+        }
+    }
+    assert_eq!(reads, 0);
+    world.server().set_rule(|call| {
+        let is_read = call.verb == Verb::Get;
+        is_read.then_some(Fault::Refuse(503, "SlowDown"))
+    });
+    assert_eq!(shown(), (said, 0));
+    world.server().heal();
 }
 
 /// README: "Damage in the cache directory changes no byte that is read: what is wrong is fetched

@@ -377,3 +377,23 @@ proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn what_comes_in_a_rush_waits_for_room_and_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path(), 4 * CAPACITY).await;
+    // More than may wait to be written.
+    let rush: Vec<_> = (0..80_u64)
+        .map(|number| {
+            let bytes = Bytes::from(vec![number as u8; 256 << 10]);
+            (identity().piece(number << 30, bytes.len() as u64), bytes)
+        })
+        .collect();
+    for piece in &rush {
+        cache.put_soon(vec![piece.clone()]).await;
+    }
+    cache.settle().await;
+    for (key, bytes) in rush {
+        assert!(cache.get(vec![key]).await == [Some(bytes)]);
+    }
+}
