@@ -12,7 +12,7 @@ use crate::world::World;
 use crate::writer::Dice;
 use application::{Application, Keys};
 use made::{Commit, Costs, DAY, Hands, Made, PAGE_BYTES, Stored};
-pub(super) use opened::{long_replica, open};
+pub(super) use opened::{long_replica, open, timelines};
 use sqlrepl::format::key::ObjectKey;
 use sqlrepl::storage::memory::MemoryStore;
 use std::collections::{BTreeSet, HashMap};

@@ -1,7 +1,7 @@
 //! `make bench` of the mount: warm against the plain file on the same disk, cold against a store
 //! that is some way off, many moments of one database, and a million restore points.
 
-use super::history::long_replica;
+use super::history::{long_replica, timelines};
 use super::{Row, highest, in_turns, median, megabytes, ratio, seconds};
 use crate::s3_server::Counts;
 use crate::world::World;
@@ -9,6 +9,7 @@ use crate::writer::Dice;
 use rusqlite::{Connection, OpenFlags};
 use std::fs;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -264,12 +265,37 @@ pub(super) fn names() -> Vec<Row> {
     let folder = world.path("long");
     fs::create_dir(&folder).unwrap();
     let first = long_replica(&folder, COMMITS);
+    let whats = [
+        "ls of 1,000,000 restore points",
+        "  lookup of a random time",
+        "  memory meanwhile",
+    ];
+    let last = first.micros() + COMMITS as i64 * 100_000;
+    look(&world, whats, first.micros()..last)
+}
+
+/// The same with ten million, at random times, in segments of half a million each.
+pub(super) fn ten_million() -> Vec<Row> {
+    let world = World::alone();
+    let folder = world.path("long");
+    fs::create_dir(&folder).unwrap();
+    let (first, last) = timelines(&folder, 20, 500_000);
+    let whats = [
+        "ls of 10,000,000 restore points",
+        "  lookup of a random time",
+        "  memory meanwhile",
+    ];
+    look(&world, whats, first.micros()..last.micros())
+}
+
+/// Looks into a directory, and for random times.
+fn look(world: &World, whats: [&'static str; 3], times: Range<i64>) -> Vec<Row> {
     let mount = world.mount_at(&format!("mount --page-cache {CACHE} long/replica mnt"));
     let directory = world.path("mnt/replica");
     let list = || fs::read_dir(&directory).unwrap().count();
     let mut listed = 0;
-    let mut look = 0.0;
-    let memory = highest(&mount.program, || look = seconds(|| listed = list()));
+    let mut first = 0.0;
+    let memory = highest(&mount.program, || first = seconds(|| listed = list()));
     let listing = median(
         (0..super::RUNS)
             .map(|_| seconds(|| listed = list()))
@@ -281,9 +307,10 @@ pub(super) fn names() -> Vec<Row> {
         fs::metadata(directory.join(name)).unwrap();
         start.elapsed().as_secs_f64()
     };
+    let span = (times.end - times.start) as u64 / 1_000_000;
     let times: Vec<f64> = (0..1_000)
         .map(|_| {
-            let seconds = first.micros() / 1_000_000 + dice.roll(COMMITS / 10) as i64;
+            let seconds = times.start / 1_000_000 + dice.roll(span) as i64;
             found(&format!("@{seconds}.db"))
         })
         .collect();
@@ -291,17 +318,12 @@ pub(super) fn names() -> Vec<Row> {
     let lookup = median(times);
     let limit = (64 << 20) as f64 + CACHE as f64;
     vec![
-        milliseconds("ls of 1,000,000 restore points", listing, "<= 50 ms", 0.05).beside(format!(
+        milliseconds(whats[0], listing, "<= 50 ms", 0.05).beside(format!(
             "{listed} lines; the first look {:.0} ms",
-            look * 1e3
+            first * 1e3
         )),
-        milliseconds("  lookup of a random time", lookup, "<= 5 ms", 0.005)
+        milliseconds(whats[1], lookup, "<= 5 ms", 0.005)
             .beside(format!("the slowest {:.2} ms", slowest * 1e3)),
-        megabytes(
-            "  memory meanwhile",
-            memory,
-            "<= 64 MB + cache",
-            memory <= limit,
-        ),
+        megabytes(whats[2], memory, "<= 64 MB + cache", memory <= limit),
     ]
 }

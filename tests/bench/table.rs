@@ -37,7 +37,7 @@ type Measure = fn() -> Vec<Row>;
 #[test]
 #[ignore = "make bench runs it, alone and with optimisation"]
 fn table() {
-    let parts: [(&str, Measure); 19] = [
+    let parts: [(&str, Measure); 20] = [
         ("pace", writer_at_a_pace),
         ("speed", writer_at_full_speed),
         ("restore", restore_against_copy),
@@ -45,6 +45,7 @@ fn table() {
         ("cold", mount::cold),
         ("moments", mount::moments),
         ("names", mount::names),
+        ("ten-million", mount::ten_million),
         ("restart", clean_restart),
         ("memory", memory),
         ("durable", s3::commit_to_durable),

@@ -26,7 +26,7 @@ use sqlrepl::storage::fault::{Call, Fault, FaultStore, Verb};
 use sqlrepl::storage::{Body, Put, Store};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufWriter, Cursor};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -561,6 +561,55 @@ pub(in crate::bench) fn long_replica(folder: &Path, commits: u64) -> Timestamp {
     made.snapshot(PAGES, original);
     Replicated::new(made, folder, start, commits);
     start
+}
+
+/// Makes a replica of segments of so many commits each, which come at random and change nothing but
+/// one page now and then, in `replica` below a folder; when they began, and the last of them.
+pub(in crate::bench) fn timelines(
+    folder: &Path,
+    segments: u64,
+    commits: u64,
+) -> (Timestamp, Timestamp) {
+    let hands = Hands::new();
+    let store = DirectoryStore::open(&folder.join("replica")).unwrap();
+    let start = hands.now();
+    let mut made = Made::new(store, hands, folder);
+    made.snapshot(2, |_, page| page.fill(0));
+    let mut dice = Dice(10);
+    let mut time = start;
+    for segment in 0..segments {
+        let first = segment * commits + 2;
+        let commits = first..first + commits;
+        let entries = commits.clone().map(|commit| {
+            time = rules::later(time, Duration::from_micros(dice.roll(200_000) + 1));
+            TimelineEntry::new(txid(commit), time, 2)
+        });
+        let timeline: Vec<TimelineEntry> = entries.collect();
+        let id = ObjectId(made.workshop.environment.draw().unwrap());
+        let out = Cursor::new(Vec::new());
+        let mut writer = SegmentWriter::new(out, id, PAGE_SIZE, &scratch).unwrap();
+        let last = txid(commits.end - 1);
+        writer.push(pgno(2), last, &vec![0; PAGE_BYTES]).unwrap();
+        let before = Txid::new(first - 1).unwrap();
+        let header = Header {
+            level: MAX_LEVEL,
+            previous: chain(&made, before),
+            last_input: chain(&made, last),
+            ..header(Kind::Segment, id, txid(first), last)
+        };
+        let (out, written) = writer.finish(&header, &timeline, &[], None).unwrap();
+        let key = key(ObjectKey::Merged {
+            level: MAX_LEVEL,
+            first: txid(first),
+            last,
+            time,
+            hash8: written.hash.hash8(),
+        });
+        let body = Body::Bytes(out.into_inner().into());
+        let put = made.runtime.block_on(made.store.put(&key, body)).unwrap();
+        assert!(matches!(put, Put::Created { .. }));
+    }
+    (start, time)
 }
 
 /// (b): what it takes a cold process to open a moment and ask for one row, however long the
