@@ -1071,7 +1071,7 @@ impl BlockRef {
 
 /// Inflates one zstd frame behind what a buffer holds, as far as it has room, and says how long it
 /// was.
-fn inflate_behind(stored: &[u8], buffer: &mut Vec<u8>) -> std::io::Result<usize> {
+pub(super) fn inflate_behind(stored: &[u8], buffer: &mut Vec<u8>) -> std::io::Result<usize> {
     thread_local! {
         // A new context for each block would cost a tenth of a restore's time.
         static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> =

@@ -55,7 +55,9 @@
 //! 64 KiB, and b-tree interior pages. They lie in the blocks as well, of this object or another.
 
 use crate::error::{Error, Result};
-use crate::format::container::{BlockTable, Footer, Header, Kind, Scratch, SectionKind, Written};
+use crate::format::container::{
+    BlockTable, Footer, Header, Kind, Scratch, SectionKind, Written, inflate_behind,
+};
 use crate::format::ids::{ObjectId, PageHash, PageSize, Pgno};
 use crate::format::interior::InteriorPages;
 use crate::format::object::{ObjectWriter, Spill, scratch_failed};
@@ -416,7 +418,8 @@ impl LeafRef {
         match stored.split_first() {
             Some((&LEAF_AS_IS, raw)) => Leaf::decode(raw),
             Some((&LEAF_COMPRESSED, frame)) => {
-                let raw = zstd::bulk::decompress(frame, LEAF_RAW_MAX)
+                let mut raw = Vec::with_capacity(LEAF_RAW_MAX);
+                inflate_behind(frame, &mut raw)
                     .map_err(|error| wrong(format!("it does not inflate: {error}")))?;
                 Leaf::decode(&raw)
             }

@@ -80,9 +80,23 @@ impl<'a> Fields<'a> {
 
     /// A varint.
     pub(super) fn number(&mut self) -> Result<u64> {
+        // Most are of one byte, and there are millions of them.
+        match self.bytes.get(self.at) {
+            Some(&byte) if byte & 0x80 == 0 => {
+                self.at += 1;
+                Ok(byte.into())
+            }
+            _ => self.long_number(),
+        }
+    }
+
+    fn long_number(&mut self) -> Result<u64> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
-            let [byte] = self.array()?;
+            let Some(&byte) = self.bytes.get(self.at) else {
+                return Err(self.wrong("a varint does not end"));
+            };
+            self.at += 1;
             let bits = u64::from(byte & 0x7f);
             if shift == 63 && byte > 1 || shift > 0 && byte == 0 {
                 return Err(self.wrong("a varint is longer than it must be"));
