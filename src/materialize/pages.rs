@@ -291,6 +291,7 @@ impl Database {
     /// # Errors
     /// `NotFound` if it is gone for good.
     pub(crate) async fn plan_anew(&self) -> Result<()> {
+        self.replica.fetcher().store.doubt_listing();
         self.replica.refresh().await?;
         let layout = match self.replica.layout(&self.point).await {
             // It was whole when it was opened.

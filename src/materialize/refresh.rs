@@ -141,6 +141,10 @@ impl Loader {
         let mut listing = 0;
         loop {
             listing += 1;
+            if listing > 1 || !self.is_settled {
+                // What a daemon told may be why something is missing.
+                self.fetcher.store.doubt_listing();
+            }
             let listed = self.fetcher.store.list(GENERATIONS, None).await?;
             if listed.is_empty() {
                 let location = self.fetcher.store.location();

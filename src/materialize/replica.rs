@@ -350,6 +350,13 @@ impl Replica {
         Some(page_size.get())
     }
 
+    /// The claim of the highest generation; `None` if it is gone or damaged.
+    pub fn highest_claim(&self) -> Option<Claim> {
+        let state = self.state();
+        let (_, highest) = state.histories.last_key_value()?;
+        highest.claim.as_ref().map(|read| read.claim.clone())
+    }
+
     /// All generations, ascending, those too that readers cannot use.
     pub fn generations(&self) -> Vec<GenerationInfo> {
         let state = self.state();
@@ -451,6 +458,7 @@ impl Replica {
                 // What the plan names is gone: another listing shows what took its place.
                 Err(error) if error.kind() == ErrorKind::NotFound && plans < PLANS => {
                     plans += 1;
+                    self.fetcher.store.doubt_listing();
                     self.refresh().await?;
                 }
                 layout => break layout?,

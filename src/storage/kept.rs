@@ -6,19 +6,23 @@
 //! checks its bytes as if they came from a store.
 
 use crate::error::{Error, Result};
+use crate::format::container::{Footer, verify_object};
 use crate::format::ids::Timestamp;
-use crate::format::key::Key;
+use crate::format::key::{Key, ObjectKey};
 use crate::storage::blocking::blocking;
 use crate::storage::{Body, Listed, Put, Store};
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
+
+/// So many objects of another process are known to be whole at a time.
+const WHOLE: usize = 4096;
 
 /// A directory of kept objects. Blocking, but brief: no call waits for a disk to have written.
 #[derive(Debug)]
@@ -182,7 +186,7 @@ impl Kept {
     /// Where an object is kept; `None` if nothing has such a key.
     fn path(&self, key: &str) -> Option<PathBuf> {
         Key::parse(key)?;
-        Some(self.directory.join(key.replace('/', "+")))
+        Some(self.directory.join(file_name(key)))
     }
 
     /// What lies here. What panicked with the lock in hand is at worst a file too many.
@@ -248,6 +252,70 @@ impl Store for KeptStore {
     async fn abort_unfinished(&self, prefix: &str, before: Timestamp) -> Result<u64> {
         self.inner.abort_unfinished(prefix, before).await
     }
+}
+
+/// Objects that another process keeps here, and may drop at any time. One that is not whole does
+/// not count: the store has it.
+pub struct KeptElsewhere {
+    directory: PathBuf,
+    /// Those that were checked.
+    whole: Mutex<HashSet<Key>>,
+}
+
+impl KeptElsewhere {
+    /// The objects in this directory, of which none is known yet.
+    pub fn new(directory: PathBuf) -> Self {
+        Self {
+            directory,
+            whole: Mutex::default(),
+        }
+    }
+
+    /// Where they lie.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// These bytes of a segment, if it is kept and may be read. Blocking.
+    pub fn read(&self, key: &Key, offset: u64, length: u64) -> Option<Vec<u8>> {
+        let name = file_name(&key.to_string());
+        let mut file = File::open(self.directory.join(name)).ok()?;
+        if !self.whole().contains(key) {
+            let footer = verify_object(&mut file).ok()?;
+            if !is_at(&footer, key) {
+                return None;
+            }
+            let mut whole = self.whole();
+            // To check one twice is no harm.
+            if whole.len() == WHOLE {
+                whole.clear();
+            }
+            whole.insert(*key);
+        }
+        let mut bytes = vec![0; usize::try_from(length).ok()?];
+        file.read_exact_at(&mut bytes, offset).ok()?;
+        Some(bytes)
+    }
+
+    /// What was checked. What panicked with the lock in hand left it whole.
+    fn whole(&self) -> MutexGuard<'_, HashSet<Key>> {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a segment is the one that a key names.
+fn is_at(footer: &Footer, key: &Key) -> bool {
+    let is_named = match key.object {
+        ObjectKey::Upload { first } => footer.header.level == 0 && footer.header.first == first,
+        ObjectKey::Merged { hash8, .. } => footer.hash.hash8() == hash8,
+        ObjectKey::Claim | ObjectKey::Part { .. } | ObjectKey::Snapshot { .. } => false,
+    };
+    is_named && footer.header.generation == key.generation
+}
+
+/// What the file of an object is called.
+fn file_name(key: &str) -> String {
+    key.replace('/', "+")
 }
 
 /// The key of what is kept under a name.

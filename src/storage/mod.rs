@@ -7,6 +7,7 @@
 
 pub(crate) mod blocking;
 pub mod catalog;
+pub mod changes;
 pub mod circuit;
 #[doc(hidden)]
 pub mod conformance;
@@ -14,6 +15,7 @@ pub(crate) mod cover;
 pub mod directory;
 pub mod durable;
 pub mod fault;
+pub mod informed;
 pub mod kept;
 pub mod memory;
 pub mod object;
@@ -118,6 +120,10 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`, `Refused`, `Disk`, `Invalid`.
     async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<Listed>>;
+
+    /// Says that what was listed does not hold: the next listing is one of the store itself, even
+    /// where a wrapper has one in memory.
+    fn doubt_listing(&self) {}
 
     /// The names one level below `prefix` (which is empty or ends in `/`), ascending: folders end
     /// in `/`, objects do not. What lies in the folders is not read: this finds the replicas below
