@@ -110,6 +110,32 @@ impl Location {
             None => Ok(Self::Directory(real_path(&base.join(text))?)),
         }
     }
+
+    /// The place of what lies in a folder of it.
+    pub fn below(&self, folder: &str) -> Self {
+        match self {
+            Self::Directory(path) => Self::Directory(path.join(folder)),
+            Self::S3(place) => {
+                let parts = [place.prefix.as_str(), folder];
+                let parts = parts.iter().filter(|part| !part.is_empty()).copied();
+                Self::S3(S3Location {
+                    prefix: parts.collect::<Vec<_>>().join("/"),
+                    ..place.clone()
+                })
+            }
+        }
+    }
+
+    /// What tells it from every other place: two servers may have buckets of one name.
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Directory(path) => path.display().to_string(),
+            Self::S3(place) => match &place.endpoint {
+                Some(endpoint) => format!("{}?endpoint={endpoint}", place.url()),
+                None => place.url(),
+            },
+        }
+    }
 }
 
 /// The one path of a file or directory, however it is written, so that it is one place: absolute,
@@ -683,5 +709,19 @@ mod tests {
             "{shown}"
         );
         assert_eq!(credentials.secret_access_key.reveal(), "hunter2");
+    }
+
+    #[test]
+    fn a_place_is_told_from_every_other_one_also_below() {
+        let identity = |text: &str| Location::parse(text).unwrap().below("app").identity();
+        assert_eq!(identity("/backup"), "/backup/app");
+        assert_eq!(identity("s3://bucket"), "s3://bucket/app");
+        assert_eq!(identity("s3://bucket/a"), "s3://bucket/a/app");
+        let two = ["one", "two"].map(|host| {
+            let place = format!("s3://bucket/a?endpoint=http://{host}:9000");
+            identity(&place)
+        });
+        assert_eq!(two[0], "s3://bucket/a/app?endpoint=http://one:9000");
+        assert_ne!(two[0], two[1]);
     }
 }

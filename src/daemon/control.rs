@@ -4,6 +4,8 @@ use crate::daemon::fleet::Fleet;
 use crate::daemon::status::DatabaseStatus;
 use crate::error::{Error, Result};
 use crate::storage::blocking::blocking;
+use crate::storage::changes::Mark;
+use crate::storage::informed::News;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -26,6 +28,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A daemon that works answers how it is within this, and who asks has asked.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Who only wants to save a request waits no longer than one takes.
+const NEWS_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The longest request.
 const REQUEST_BYTES: u64 = 64 << 10;
 
@@ -42,6 +47,8 @@ enum Request {
     },
     /// Answer how the database is, or all databases of the process.
     Status { all: bool },
+    /// Answer what has changed since then in the replica at a place.
+    News { place: String, since: Option<Mark> },
 }
 
 /// The answer.
@@ -50,6 +57,8 @@ enum Request {
 enum Response {
     Done,
     Status(Vec<DatabaseStatus>),
+    /// Where things are kept is told relative to the spool; None if the replica is not written.
+    News(Option<News>),
     Failed(String),
 }
 
@@ -172,6 +181,10 @@ async fn respond(line: &str, fleet: &Fleet, at: usize) -> Response {
     let done = match serde_json::from_str(line) {
         Ok(Request::Status { all: true }) => return Response::Status(fleet.statuses()),
         Ok(Request::Status { all: false }) => return Response::Status(vec![fleet.status(at)]),
+        Ok(Request::News { place, since }) => {
+            let running = fleet.running(at).ok();
+            return Response::News(running.and_then(|database| database.news(&place, since)));
+        }
         Ok(Request::Sync {
             replica,
             timeout_ms,
@@ -218,6 +231,24 @@ pub async fn sync(meta_path: &Path, replica: Option<String>, timeout: Duration) 
 pub async fn status(meta_path: &Path, all: bool) -> Result<Option<Vec<DatabaseStatus>>> {
     match ask(meta_path, &Request::Status { all }, PATIENCE).await? {
         Some(Response::Status(statuses)) => Ok(Some(statuses)),
+        Some(other) => Err(unexpected(other)),
+        None => Ok(None),
+    }
+}
+
+/// Asks the daemon whose spool lies in `meta_path` what has changed since a mark in the replica
+/// whose place has this identity. None if no daemon runs there, or none that writes that replica.
+///
+/// # Errors
+/// `Unavailable`: one may run there, but it does not say at once.
+pub async fn news(meta_path: &Path, place: &str, since: Option<Mark>) -> Result<Option<News>> {
+    let place = place.to_owned();
+    let asked = Request::News { place, since };
+    match ask(meta_path, &asked, NEWS_PATIENCE).await? {
+        Some(Response::News(news)) => Ok(news.map(|news| News {
+            kept: meta_path.join(&news.kept),
+            ..news
+        })),
         Some(other) => Err(unexpected(other)),
         None => Ok(None),
     }
@@ -317,6 +348,8 @@ mod tests {
     async fn a_daemon_that_does_not_answer_is_no_daemon_that_does_not_run() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(status(folder.path(), false).await.unwrap(), None);
+        let none = news(folder.path(), "/backup/app", None).await;
+        assert_eq!(none.unwrap(), None);
         let _deaf = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
         let place = folder.path().display();
         let expected = |limit| {
@@ -327,6 +360,8 @@ mod tests {
         };
         let said = status(folder.path(), false).await.unwrap_err();
         assert_eq!(said.to_string(), expected("5s"));
+        let said = news(folder.path(), "/backup/app", None).await.unwrap_err();
+        assert_eq!(said.to_string(), expected("1s"));
         let said = sync(folder.path(), None, Duration::from_secs(2)).await;
         assert_eq!(said.unwrap_err().to_string(), expected("7s"));
     }

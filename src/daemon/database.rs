@@ -15,9 +15,11 @@ use crate::replicate::seed::{self, Asking, Held};
 use crate::replicate::source::Source;
 use crate::replicate::spool::Spool;
 use crate::replicate::state::GenerationState;
-use crate::replicate::upload::{HUGE_BYTES, Status, UploadSettings, Uploader, open_kept};
+use crate::replicate::upload::{HUGE_BYTES, KEPT, Status, UploadSettings, Uploader, open_kept};
 use crate::storage::Store;
 use crate::storage::blocking::blocking;
+use crate::storage::changes::{Changes, Mark, Recorded, Since};
+use crate::storage::informed::News;
 use futures_util::future::{join_all, select_all};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -130,13 +132,16 @@ impl Database {
                 Ok(store) => self.start_uploader(store, settings).await,
                 Err(e) => Err(e),
             };
-            let (uploader, maintenance) = match started {
-                Ok(started) => started,
+            let (uploader, maintenance, changes) = match started {
+                Ok((uploader, maintenance, changes)) => {
+                    (uploader, Some(maintenance), Some(changes))
+                }
                 // The disk of the spool, which all replicas need.
                 Err(e) if e.kind() == ErrorKind::Disk => return Err(e),
                 Err(e) => {
                     tracing::error!(replica = %name, "{e}");
-                    (Uploader::given_up(&e, self.left_at(settings).await), None)
+                    let left = self.left_at(settings).await;
+                    (Uploader::given_up(&e, left), None, None)
                 }
             };
             tracing::info!(replica = %name, %location, "replicating");
@@ -145,6 +150,7 @@ impl Database {
                 location,
                 uploader,
                 maintenance,
+                changes,
             });
         }
         if self.replicas.set(replicas).is_err() {
@@ -167,15 +173,17 @@ impl Database {
 
     /// Where the state of a replica lies.
     fn folder(&self, replica: &ReplicaSettings) -> PathBuf {
-        let folders = self.settings.capture.meta_path.join("replicas");
-        folders.join(folder_of(&replica.location))
+        let meta_path = &self.settings.capture.meta_path;
+        meta_path.join(state_folder(replica))
     }
 
     async fn start_uploader(
         &self,
         store: Arc<dyn Store>,
         replica: &ReplicaSettings,
-    ) -> Result<(Uploader, Option<Maintenance>)> {
+    ) -> Result<(Uploader, Maintenance, Arc<Changes>)> {
+        let changes = Changes::new(u64::from_be_bytes(self.environment.draw()?));
+        let store: Arc<dyn Store> = Recorded::new(store, changes.clone());
         let directory = self.folder(replica);
         let folder = directory.clone();
         let kept = blocking(move || open_kept(&folder)).await?;
@@ -211,7 +219,8 @@ impl Database {
             clock,
             check_interval: replica.retention_check_interval.min(replica.merged_grace),
         };
-        Ok((uploader, Some(Maintenance::start(given, &replica.name))))
+        let maintenance = Maintenance::start(given, &replica.name);
+        Ok((uploader, maintenance, changes))
     }
 
     /// None until the uploads have begun.
@@ -382,9 +391,30 @@ impl Database {
         status
     }
 
+    /// What has changed since a mark in the replica whose place has this identity; `None` if it is
+    /// none of this database's, or is not written yet.
+    pub(super) fn news(&self, place: &str, since: Option<Mark>) -> Option<News> {
+        let is_here = |replica: &ReplicaSettings| replica.location.identity() == place;
+        let at = self.settings.replicas.iter().position(is_here)?;
+        let replica = self.replicas().get(at)?;
+        let Since { mark, changes } = replica.changes.as_ref()?.since(since);
+        let generation = replica.uploader.status.borrow().generation;
+        Some(News {
+            mark,
+            changes,
+            generation,
+            kept: state_folder(&self.settings.replicas[at]).join(KEPT),
+        })
+    }
+
     fn path(&self) -> &Path {
         &self.settings.capture.database
     }
+}
+
+/// Where the state of a replica lies in the spool.
+fn state_folder(replica: &ReplicaSettings) -> PathBuf {
+    Path::new("replicas").join(folder_of(&replica.location))
 }
 
 /// Waits until an uploader has something new to say. One that has ended leaves the list.

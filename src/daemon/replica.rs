@@ -6,6 +6,8 @@ use crate::daemon::status::{ReplicaState, ReplicaStatus};
 use crate::error::{Error, Result};
 use crate::format::ids::Timestamp;
 use crate::replicate::upload::{Status, Uploader};
+use crate::storage::changes::Changes;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -24,6 +26,8 @@ pub(super) struct Replica {
     pub(super) uploader: Uploader,
     /// None if it gave up before it began.
     pub(super) maintenance: Option<Maintenance>,
+    /// What the two have changed; the same.
+    pub(super) changes: Option<Arc<Changes>>,
 }
 
 impl Replica {
@@ -155,17 +159,9 @@ fn not_durable(name: &str, status: &watch::Receiver<Status>, after: &str) -> Err
     Error::unavailable(format!("replica {name} lacks commits{after}: {why}"))
 }
 
-/// The folder of a replica's state in the spool, told by where the replica lies: two servers may
-/// have buckets of one name.
+/// The folder of a replica's state in the spool, told by where the replica lies.
 pub(super) fn folder_of(location: &Location) -> String {
-    let place = match location {
-        Location::Directory(path) => path.display().to_string(),
-        Location::S3(s3) => match &s3.endpoint {
-            Some(endpoint) => format!("{}?endpoint={endpoint}", s3.url()),
-            None => s3.url(),
-        },
-    };
-    blake3::hash(place.as_bytes()).to_hex()[..16].to_owned()
+    blake3::hash(location.identity().as_bytes()).to_hex()[..16].to_owned()
 }
 
 #[cfg(test)]
@@ -191,6 +187,7 @@ mod tests {
                 location,
                 uploader,
                 maintenance: None,
+                changes: None,
             };
             let timeout = Duration::from_secs(30);
             let said = replica.durable(1, timeout, Instant::now() + timeout).await;

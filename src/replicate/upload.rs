@@ -66,12 +66,15 @@ pub const HUGE_BYTES: u64 = 64 << 20;
 /// Bytes of stored segments that stay on the local disk, for each replica.
 const KEPT_BYTES: u64 = 64 << 20;
 
+/// The folder of a replica's state in which they lie.
+pub const KEPT: &str = "kept";
+
 /// What stays of the segments of the replica whose state lies in `directory`. Blocking.
 ///
 /// # Errors
 /// `Disk`.
 pub fn open_kept(directory: &Path) -> Result<Arc<Kept>> {
-    Kept::open(&directory.join("kept"), KEPT_BYTES).map(Arc::new)
+    Kept::open(&directory.join(KEPT), KEPT_BYTES).map(Arc::new)
 }
 
 /// What an uploader says of itself.
