@@ -8,6 +8,7 @@ mod config;
 mod databases;
 mod du;
 mod fstab;
+mod informant;
 mod kept;
 mod listings;
 mod log;

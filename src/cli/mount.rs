@@ -2,6 +2,7 @@
 
 use crate::cli::args::{ListedCommits, Mount};
 use crate::cli::config::Config;
+use crate::cli::informant::Daemons;
 use crate::cli::{background, clock, notify, say, stop_signal};
 use sqlrepl::config::location::Location;
 use sqlrepl::config::settings::Settings;
@@ -32,6 +33,7 @@ pub(crate) async fn run(args: Mount, config: &Config) -> Result<()> {
             ListedCommits::None => Listed::None,
         },
         refresh: args.refresh,
+        informants: Some(Daemons::known(shown.places, config.known())),
         viewers: viewers(&args),
         uid: args.uid,
         gid: args.gid,
@@ -90,6 +92,8 @@ fn places(settings: &Settings) -> impl Iterator<Item = PathBuf> {
 /// What is mounted.
 struct Shown {
     sources: Vec<Source>,
+    /// Where the stores of each source lie, in their order.
+    places: Vec<Vec<Location>>,
     label: String,
     /// What of it lies in directories, in which the mount point must not be.
     directories: Vec<PathBuf>,
@@ -110,6 +114,7 @@ async fn one(location: Location, written: &str) -> Result<Shown> {
     Ok(Shown {
         label: store.location().to_owned(),
         sources: vec![Source::Folder(store)],
+        places: vec![vec![location]],
         directories,
     })
 }
@@ -123,12 +128,14 @@ async fn all(settings: &Settings) -> Result<Shown> {
             file.display()
         )));
     }
-    let mut sources = Vec::new();
+    let (mut sources, mut places) = (Vec::new(), Vec::new());
     for database in &settings.databases {
         let mut replicas = Vec::new();
         for replica in &database.replicas {
             replicas.push(storage::open(&replica.location).await?);
         }
+        let locations = database.replicas.iter().map(|replica| &replica.location);
+        places.push(locations.cloned().collect());
         sources.push(Source::Database {
             name: database.name.clone(),
             replicas,
@@ -136,6 +143,7 @@ async fn all(settings: &Settings) -> Result<Shown> {
     }
     Ok(Shown {
         sources,
+        places,
         label: file.display().to_string(),
         directories: Vec::new(),
     })

@@ -118,7 +118,8 @@ fn find(database: &Path) -> Result<PathBuf> {
     Ok(directory.join(name))
 }
 
-fn host() -> String {
+/// The machine, as claims name it.
+pub(crate) fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().to_owned()
 }

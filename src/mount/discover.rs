@@ -4,9 +4,11 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::key::GENERATIONS;
 use crate::storage::Store;
+use crate::storage::informed::Informant;
 use futures_util::future::join_all;
 use futures_util::stream::{StreamExt, TryStreamExt};
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -61,6 +63,12 @@ impl Place {
             (Source::Database { replicas, .. }, _) => replicas[0].clone(),
         }
     }
+}
+
+/// Who knows which replicas a daemon on this machine may write.
+pub trait Informants: Send + Sync + Debug {
+    /// Who asks that daemon; `None` if no daemon can be asked.
+    fn of(&self, place: &Place) -> Option<Arc<dyn Informant>>;
 }
 
 /// What was found.

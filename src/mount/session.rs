@@ -8,7 +8,7 @@ use crate::config::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::materialize::cache::BlockCache;
 use crate::materialize::disk::DiskCache;
-use crate::mount::discover::Source;
+use crate::mount::discover::{Informants, Source};
 use crate::mount::disk_cache;
 pub use crate::mount::disk_cache::DiskCacheOptions;
 use crate::mount::fuse::{FuseOptions, MountedView};
@@ -75,6 +75,8 @@ pub struct MountOptions {
     pub patience: Duration,
     /// Which restore points directories show.
     pub listed: Listed,
+    /// Who asks a daemon on this machine what changes; None: the store alone is asked.
+    pub informants: Option<Arc<dyn Informants>>,
     /// How long a read may wait for the store before it fails.
     pub read_deadline: Duration,
     /// Who may look.
@@ -97,6 +99,7 @@ impl Default for MountOptions {
             refresh: Duration::from_secs(1),
             patience: Duration::from_secs(5),
             listed: Listed::default(),
+            informants: None,
             read_deadline: Duration::from_secs(30),
             viewers: Viewers::Owner,
             uid: None,
@@ -145,6 +148,7 @@ pub async fn run(
     };
     let view = View::new(
         sources,
+        options.informants.clone(),
         Arc::new(cache),
         ViewOptions {
             refresh: options.refresh,

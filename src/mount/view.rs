@@ -31,12 +31,14 @@ use crate::materialize::pages::Database;
 use crate::materialize::replica::Replica;
 use crate::mount::calls::{Call, Calls};
 use crate::mount::complaints::Complaints;
-use crate::mount::discover::{self, Before, Place, Source};
+use crate::mount::discover::{self, Before, Informants, Place, Source};
 use crate::mount::follow::{Follow, Look, Need};
 use crate::mount::inode::{DatabaseNumber, Inode, Meaning, Slots};
 use crate::mount::locked;
 use crate::mount::opened::Opened;
+use crate::storage::Store;
 use crate::storage::circuit::CircuitStore;
+use crate::storage::informed::Informed;
 use lines::Shown;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -196,6 +198,7 @@ pub enum Answer<T> {
 /// The tree.
 pub struct View {
     sources: Vec<Source>,
+    informants: Option<Arc<dyn Informants>>,
     cache: Arc<BlockCache>,
     clock: Clock,
     options: ViewOptions,
@@ -221,6 +224,8 @@ pub struct Member {
     number: DatabaseNumber,
     place: Place,
     replica: Arc<Replica>,
+    /// `None` if no daemon can be asked what changes.
+    informed: Option<Arc<Informed>>,
     follow: Arc<Follow>,
     /// Made when asked for, forgotten when something may be new.
     shown: Mutex<Option<Arc<Shown>>>,
@@ -231,12 +236,14 @@ impl View {
     /// The tree of the replicas in `sources`. Reads nothing yet.
     pub fn new(
         sources: Vec<Source>,
+        informants: Option<Arc<dyn Informants>>,
         cache: Arc<BlockCache>,
         options: ViewOptions,
         clock: Clock,
     ) -> Arc<Self> {
         Arc::new(Self {
             sources,
+            informants,
             cache,
             started: clock(),
             clock,
@@ -318,13 +325,22 @@ impl View {
         if let Some(member) = all.iter().find(|member| member.place == place) {
             return member.clone();
         }
-        let store = place.store(&self.sources);
+        let mut store: Arc<dyn Store> = CircuitStore::new(place.store(&self.sources));
+        let informants = self.informants.as_ref();
+        let informant = informants.and_then(|informants| informants.of(&place));
+        // Outside of the circuit: what a daemon tells and keeps is there when the store is away.
+        let informed =
+            informant.map(|informant| Informed::new(store.clone(), informant, self.clock.clone()));
+        if let Some(informed) = &informed {
+            store = informed.clone();
+        }
         let number = u32::try_from(all.len() + 1).expect("a listing has less than 2^32 folders");
         let member = Arc::new(Member {
             number: DatabaseNumber(number),
             place,
             follow: Follow::new(store.location().to_owned()),
-            replica: Replica::new(CircuitStore::new(store), self.cache.clone()),
+            replica: Replica::new(store, self.cache.clone()),
+            informed,
             shown: Mutex::default(),
             complaints: Mutex::default(),
         });
@@ -453,6 +469,9 @@ impl View {
 impl Member {
     async fn refresh(&self) -> Result<()> {
         self.replica.refresh().await?;
+        if let Some(informed) = &self.informed {
+            informed.set_claim(self.replica.highest_claim());
+        }
         *locked(&self.shown) = None;
         for trouble in self.replica.troubles() {
             let trouble = trouble.to_string();
@@ -484,5 +503,7 @@ fn not_here(sentence: &str) -> Error {
 
 #[cfg(test)]
 mod history;
+#[cfg(test)]
+mod informed;
 #[cfg(test)]
 mod tests;

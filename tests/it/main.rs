@@ -20,6 +20,7 @@ mod disk_cache;
 mod exact;
 mod fleet;
 mod hangs;
+mod informed;
 mod lineage;
 mod listing;
 mod machine;

@@ -333,12 +333,18 @@ impl World {
     /// Mounts something else at `mnt` and waits for the line that says so.
     #[track_caller]
     pub(crate) fn mount_at(&self, arguments: &str) -> Mount {
+        self.mount_by(&mut self.ours(arguments))
+    }
+
+    /// Mounts at `mnt` by a command and waits for the line that says so.
+    #[track_caller]
+    pub(crate) fn mount_by(&self, command: &mut Command) -> Mount {
         let at = self.path("mnt");
         // A mount that was killed answers nothing there, not even that it is a directory.
         if let Err(error) = fs::create_dir(&at) {
             assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
         }
-        let program = self.start(arguments);
+        let program = Running::start(command, &self.logs());
         // The guard stands before anything can fail.
         let mut mount = Mount { program, at };
         wait_until(LONG, "the line that says that the mount is ready", || {

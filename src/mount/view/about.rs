@@ -28,6 +28,8 @@ struct DatabaseStatus {
     location: String,
     #[serde(flatten)]
     known: Known,
+    /// A daemon on this machine tells what changes.
+    informed: bool,
     /// Restore points that can be opened.
     points: usize,
     /// The time of the first one that times mean.
@@ -170,6 +172,7 @@ impl View {
             database: name.to_owned(),
             location: member.follow.name().to_owned(),
             known: Known::of(&member.follow),
+            informed: member.informed.as_ref().is_some_and(|i| i.is_informed()),
             points: replica.all_points().count(),
             since: first.map(|point| point.time.to_string()),
             newest,

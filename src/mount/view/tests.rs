@@ -46,7 +46,7 @@ impl World {
             listed,
         };
         let cache = Arc::new(BlockCache::new(1 << 20));
-        let view = View::new(vec![shown], cache, options, clock.clock());
+        let view = View::new(vec![shown], None, cache, options, clock.clock());
         Self {
             faults,
             source,
@@ -456,6 +456,7 @@ async fn status_json_says_what_is_known_and_why_no_more() {
         "state": "known",
         "error": null,
         "as_of": "2026-11-20T18:00:00.000000Z",
+        "informed": false,
         "points": 5,
         "since": "2026-11-20T09:00:00.000000Z",
         "newest": {
@@ -746,7 +747,7 @@ async fn two_replicas_of_one_name_are_refused_with_both_their_places() {
     };
     let cache = Arc::new(BlockCache::new(1 << 20));
     let sources = sources.map(Source::Folder).to_vec();
-    let view = View::new(sources, cache, options, clock);
+    let view = View::new(sources, None, cache, options, clock);
     let error = view.start().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(
