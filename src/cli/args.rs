@@ -55,10 +55,10 @@ pub(crate) enum Command {
     Query(Query),
     /// List the generations of a replica
     Generations(Listing),
-    /// List the snapshots of a replica
-    Snapshots(Listing),
-    /// List the WAL segments of a replica
-    Wal(OfGeneration),
+    /// List the snapshots of a replica; of app@5m-ago those that reading this moment takes
+    Snapshots(Objects),
+    /// List the WAL segments of a replica; of app@5m-ago those that reading this moment takes
+    Wal(Objects),
     /// List the restore points of a replica; of app@5m-ago up to that moment
     Points(Points),
     /// Merge what a daemon that is gone left, and delete what nothing needs
@@ -313,6 +313,17 @@ fn umask(text: &str) -> Result<u16, String> {
     }
 }
 
+/// A moment, as options say it.
+#[derive(Debug, Args)]
+pub(crate) struct Words {
+    /// The moment: 2024-01-01T10:30:00Z, 2024-01-01, @1704105000, 5m-ago, yesterday, latest, ...
+    #[arg(long, value_name = "T", conflicts_with = "txid")]
+    pub(crate) timestamp: Option<String>,
+    /// The transaction, in hex
+    #[arg(long, value_name = "N")]
+    pub(crate) txid: Option<String>,
+}
+
 /// Which moment, and of which replica.
 #[derive(Debug, Args)]
 pub(crate) struct OfMoment {
@@ -320,12 +331,8 @@ pub(crate) struct OfMoment {
     /// moment the one that goes furthest]
     #[arg(long, value_name = "NAME")]
     pub(crate) replica: Option<String>,
-    /// The moment: 2024-01-01T10:30:00Z, 2024-01-01, @1704105000, 5m-ago, yesterday, latest, ...
-    #[arg(long, value_name = "T", conflicts_with = "txid")]
-    pub(crate) timestamp: Option<String>,
-    /// The transaction, in hex
-    #[arg(long, value_name = "N")]
-    pub(crate) txid: Option<String>,
+    #[command(flatten)]
+    pub(crate) words: Words,
     /// Only this generation
     #[arg(long, value_name = "G")]
     pub(crate) generation: Option<GenerationId>,
@@ -394,6 +401,14 @@ pub(crate) struct OfGeneration {
     /// Only this generation
     #[arg(long, value_name = "G")]
     pub(crate) generation: Option<GenerationId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Objects {
+    #[command(flatten)]
+    pub(crate) of: OfGeneration,
+    #[command(flatten)]
+    pub(crate) words: Words,
 }
 
 #[derive(Debug, Args)]

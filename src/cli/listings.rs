@@ -1,8 +1,8 @@
 //! `sqlrepl generations`, `snapshots`, `wal` and `points`: what a replica holds.
 
-use crate::cli::args::{Listing, OfGeneration, Points};
+use crate::cli::args::{Listing, Objects, Points};
 use crate::cli::config::Config;
-use crate::cli::moment::twice;
+use crate::cli::moment::{asked, end, twice};
 use crate::cli::table::{self, Align, Column};
 use crate::cli::target::{Candidate, Target, first};
 use crate::cli::{CACHE_BYTES, clock};
@@ -11,6 +11,7 @@ use sqlrepl::error::{Error, Result};
 use sqlrepl::format::ids::{GenerationId, RestorePoint, Timestamp};
 use sqlrepl::format::moment::Moment;
 use sqlrepl::materialize::replica::{PointsQuery, Replica};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 pub(crate) async fn generations(args: Listing, config: &Config) -> Result<()> {
@@ -25,7 +26,9 @@ pub(crate) async fn generations(args: Listing, config: &Config) -> Result<()> {
         ("BYTES", Align::Right),
         ("REASON", Align::Left),
     ];
-    let candidates = whole(&args, config).await?;
+    let why = "`generations` lists the histories that all moments of a replica lie in";
+    let target = Target::find_whole(&args.target, config, why).await?;
+    let candidates = target.candidates(args.replica.as_deref())?;
     let replica = replica_of(&candidates, None).await?;
     let time = |point: Option<RestorePoint>| json!(point.map(|point| point.time.to_string()));
     let mut rows = Vec::new();
@@ -47,7 +50,7 @@ pub(crate) async fn generations(args: Listing, config: &Config) -> Result<()> {
     damage(&replica)
 }
 
-pub(crate) async fn snapshots(args: Listing, config: &Config) -> Result<()> {
+pub(crate) async fn snapshots(args: Objects, config: &Config) -> Result<()> {
     const COLUMNS: [Column; 9] = [
         ("GENERATION", Align::Left),
         ("TXID", Align::Left),
@@ -59,10 +62,12 @@ pub(crate) async fn snapshots(args: Listing, config: &Config) -> Result<()> {
         ("EXACT", Align::Left),
         ("COMPLETE", Align::Left),
     ];
-    let candidates = whole(&args, config).await?;
-    let replica = replica_of(&candidates, None).await?;
+    let shown = Shown::find(&args, config).await?;
     let mut rows = Vec::new();
-    for snapshot in replica.snapshots() {
+    for snapshot in shown.replica.snapshots() {
+        if !shown.has(snapshot.generation, &snapshot.key) {
+            continue;
+        }
         rows.push(vec![
             json!(snapshot.generation),
             json!(snapshot.txid),
@@ -75,11 +80,11 @@ pub(crate) async fn snapshots(args: Listing, config: &Config) -> Result<()> {
             json!(snapshot.is_complete),
         ]);
     }
-    table::print(&COLUMNS, &rows, args.json)?;
-    damage(&replica)
+    table::print(&COLUMNS, &rows, args.of.listing.json)?;
+    shown.damage()
 }
 
-pub(crate) async fn wal(args: OfGeneration, config: &Config) -> Result<()> {
+pub(crate) async fn wal(args: Objects, config: &Config) -> Result<()> {
     const COLUMNS: [Column; 10] = [
         ("GENERATION", Align::Left),
         ("LEVEL", Align::Right),
@@ -92,10 +97,12 @@ pub(crate) async fn wal(args: OfGeneration, config: &Config) -> Result<()> {
         ("RATIO", Align::Right),
         ("THINNED", Align::Left),
     ];
-    let candidates = whole(&args.listing, config).await?;
-    let replica = replica_of(&candidates, args.generation).await?;
+    let shown = Shown::find(&args, config).await?;
     let mut rows = Vec::new();
-    for segment in replica.segments(args.generation) {
+    for segment in shown.replica.segments(None) {
+        if !shown.has(segment.generation, &segment.key) {
+            continue;
+        }
         rows.push(vec![
             json!(segment.generation),
             json!(segment.level),
@@ -109,8 +116,8 @@ pub(crate) async fn wal(args: OfGeneration, config: &Config) -> Result<()> {
             json!(segment.is_thinned),
         ]);
     }
-    table::print(&COLUMNS, &rows, args.listing.json)?;
-    damage(&replica)
+    table::print(&COLUMNS, &rows, args.of.listing.json)?;
+    shown.damage()
 }
 
 pub(crate) async fn points(args: Points, config: &Config) -> Result<()> {
@@ -168,10 +175,7 @@ fn narrow(query: &mut PointsQuery, replica: &Replica, moment: Moment) -> Result<
         (Moment::Latest, _) => {}
         (Moment::At(time), _) => query.until = Some(time),
         (Moment::Txid(..), generation) => {
-            let point = match generation {
-                Some(generation) => replica.resolve_in(generation, moment)?,
-                None => replica.resolve(moment)?,
-            };
+            let point = resolve(replica, moment, generation)?;
             query.generation = Some(point.generation);
             // Times ascend strictly within a generation.
             query.until = Some(point.time);
@@ -180,12 +184,72 @@ fn narrow(query: &mut PointsQuery, replica: &Replica, moment: Moment) -> Result<
     Ok(())
 }
 
-/// The replicas of a target that are listed for all moments at once.
-async fn whole(args: &Listing, config: &Config) -> Result<Vec<Candidate>> {
-    let why = "this lists what all moments of a replica are made of, and only `points`, \
-               `query` and `restore` take one";
-    let target = Target::find_whole(&args.target, config, why).await?;
-    target.candidates(args.replica.as_deref())
+/// What of a replica is listed: the objects that reading one moment takes, those of one generation,
+/// or all of them.
+struct Shown {
+    replica: Arc<Replica>,
+    generation: Option<GenerationId>,
+    /// The keys of a moment's.
+    keys: Option<HashSet<String>>,
+}
+
+impl Shown {
+    async fn find(args: &Objects, config: &Config) -> Result<Self> {
+        let Objects { of, words } = args;
+        let (target, at) = Target::find_at(&of.listing.target, config).await?;
+        let candidates = target.candidates(of.listing.replica.as_deref())?;
+        let generation = of.generation;
+        let Some(moment) = asked(at.as_ref(), words)? else {
+            let replica = replica_of(&candidates, generation).await?;
+            return Ok(Self {
+                replica,
+                generation,
+                keys: None,
+            });
+        };
+        let has_others = candidates.len() > 1;
+        let look = async |replica: &Arc<Replica>| {
+            replica.refresh().await?;
+            resolve(replica, moment, generation)
+        };
+        first(&candidates, CACHE_BYTES, look, async |replica, _, point| {
+            let last = async || resolve(replica, Moment::Latest, generation);
+            let end = end(moment, &point, has_others, last).await?;
+            let shown = Self {
+                replica: Arc::clone(replica),
+                // What a moment needs may lie in an earlier one, too.
+                generation: None,
+                keys: Some(replica.keys_under(&point)?),
+            };
+            Ok((shown, end))
+        })
+        .await
+    }
+
+    fn has(&self, generation: GenerationId, key: &str) -> bool {
+        let is_asked_for = self.generation.is_none_or(|only| only == generation);
+        is_asked_for && self.keys.as_ref().is_none_or(|keys| keys.contains(key))
+    }
+
+    /// What is damaged of all that is listed. A moment whose objects are listed has all of them.
+    fn damage(&self) -> Result<()> {
+        match self.keys {
+            Some(_) => Ok(()),
+            None => damage(&self.replica),
+        }
+    }
+}
+
+/// The restore point of a moment, in one generation or by parentage.
+fn resolve(
+    replica: &Replica,
+    moment: Moment,
+    generation: Option<GenerationId>,
+) -> Result<RestorePoint> {
+    match generation {
+        Some(generation) => replica.resolve_in(generation, moment),
+        None => replica.resolve(moment),
+    }
 }
 
 /// The first replica that answers, and has the generation if one is named.

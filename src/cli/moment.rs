@@ -1,9 +1,10 @@
 //! The moment that a command is about: how it is asked for, and the replica that has it.
 
+use crate::cli::args::Words;
 use crate::cli::target::{Candidate, first, is_url};
 use sqlrepl::config::location::Location;
 use sqlrepl::error::{Error, Result};
-use sqlrepl::format::ids::{GenerationId, RestorePoint};
+use sqlrepl::format::ids::{GenerationId, RestorePoint, Timestamp};
 use sqlrepl::format::moment::Moment;
 use sqlrepl::materialize::pages::Database;
 use sqlrepl::materialize::replica::Replica;
@@ -54,24 +55,21 @@ fn cut(text: &str) -> Option<(&str, &str)> {
     is_split.then_some((place, moment))
 }
 
-/// The moment that is asked for in one of three ways, or the newest.
+/// The moment that is asked for in one of three ways, if one is.
 ///
 /// # Errors
 /// `Invalid`, also if it is asked for twice.
-pub(crate) fn asked(
-    at: Option<&At>,
-    timestamp: Option<&str>,
-    txid: Option<&str>,
-) -> Result<Moment> {
+pub(crate) fn asked(at: Option<&At>, words: &Words) -> Result<Option<Moment>> {
     let now = crate::cli::clock()();
-    match (at, timestamp, txid) {
-        (Some(at), Some(_), _) => Err(twice(at, "--timestamp")),
-        (Some(at), None, Some(_)) => Err(twice(at, "--txid")),
-        (Some(at), None, None) => Ok(at.moment),
-        (None, _, Some(txid)) => Moment::parse_txid(txid),
-        (None, Some(time), None) => Moment::parse_time(time, now),
-        (None, None, None) => Ok(Moment::Latest),
-    }
+    let moment = match (at, words.timestamp.as_deref(), words.txid.as_deref()) {
+        (Some(at), Some(_), _) => return Err(twice(at, "--timestamp")),
+        (Some(at), None, Some(_)) => return Err(twice(at, "--txid")),
+        (Some(at), None, None) => at.moment,
+        (None, _, Some(txid)) => Moment::parse_txid(txid)?,
+        (None, Some(time), None) => Moment::parse_time(time, now)?,
+        (None, None, None) => return Ok(None),
+    };
+    Ok(Some(moment))
 }
 
 /// A moment that is said twice.
@@ -110,17 +108,10 @@ pub(crate) async fn open(
         located
     };
     let has_others = candidates.len() > 1;
-    // With the end of the replica, if the moment may lie behind it.
     let open = async |replica: &Arc<Replica>, candidate: &Candidate, point: RestorePoint| {
         let database = replica.open(&point).await?;
-        let end = match moment {
-            Moment::Latest => Some(point.time),
-            Moment::At(time) if has_others => {
-                let last = replica.locate(Moment::Latest, generation).await?;
-                (time > last.time).then_some(last.time)
-            }
-            Moment::At(_) | Moment::Txid(..) => None,
-        };
+        let last = async || replica.locate(Moment::Latest, generation).await;
+        let end = end(moment, &point, has_others, last).await?;
         let opened = Opened {
             database,
             point,
@@ -129,6 +120,26 @@ pub(crate) async fn open(
         Ok((opened, end))
     };
     first(candidates, cache_bytes, look, open).await
+}
+
+/// The end of the replica that has this point for a moment, if the moment may lie behind it.
+///
+/// # Errors
+/// Those of `last`.
+pub(crate) async fn end(
+    moment: Moment,
+    point: &RestorePoint,
+    has_others: bool,
+    last: impl AsyncFnOnce() -> Result<RestorePoint>,
+) -> Result<Option<Timestamp>> {
+    match moment {
+        Moment::Latest => Ok(Some(point.time)),
+        Moment::At(time) if has_others => {
+            let last = last().await?;
+            Ok((time > last.time).then_some(last.time))
+        }
+        Moment::At(_) | Moment::Txid(..) => Ok(None),
+    }
 }
 
 #[cfg(test)]
@@ -223,22 +234,28 @@ mod tests {
             words: "1c".to_owned(),
             moment: Moment::parse_txid("1c").unwrap(),
         };
-        assert_eq!(asked(None, None, None).unwrap(), Moment::Latest);
-        assert_eq!(asked(Some(&at), None, None).unwrap(), at.moment);
-        assert_eq!(asked(None, None, Some("1c")).unwrap(), at.moment);
-        for (timestamp, txid, says) in [
+        let words = |timestamp: Option<&str>, txid: Option<&str>| Words {
+            timestamp: timestamp.map(str::to_owned),
+            txid: txid.map(str::to_owned),
+        };
+        let nothing = words(None, None);
+        assert_eq!(asked(None, &nothing).unwrap(), None);
+        assert_eq!(asked(Some(&at), &nothing).unwrap(), Some(at.moment));
+        let txid = words(None, Some("1c"));
+        assert_eq!(asked(None, &txid).unwrap(), Some(at.moment));
+        let latest = words(Some("latest"), None);
+        assert_eq!(asked(None, &latest).unwrap(), Some(Moment::Latest));
+        for (words, says) in [
             (
-                Some("now"),
-                None,
+                latest,
                 "@1c and --timestamp both say which moment: leave out one of them",
             ),
             (
-                None,
-                Some("1c"),
+                txid,
                 "@1c and --txid both say which moment: leave out one of them",
             ),
         ] {
-            let said = asked(Some(&at), timestamp, txid).unwrap_err();
+            let said = asked(Some(&at), &words).unwrap_err();
             assert_eq!(said.to_string(), says);
         }
     }

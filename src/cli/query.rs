@@ -6,6 +6,7 @@ use crate::cli::moment::{asked, open};
 use crate::cli::rows::{Format, Rows};
 use crate::cli::target::Target;
 use sqlrepl::error::{Error, Result};
+use sqlrepl::format::moment::Moment;
 use sqlrepl::query::Session;
 use std::cell::Cell;
 use std::io;
@@ -15,11 +16,7 @@ use tokio::task::spawn_blocking;
 pub(crate) async fn run(args: Query, config: &Config) -> Result<()> {
     let (target, at) = Target::find_at(&args.target, config).await?;
     let candidates = target.candidates(args.of.replica.as_deref())?;
-    let moment = asked(
-        at.as_ref(),
-        args.of.timestamp.as_deref(),
-        args.of.txid.as_deref(),
-    )?;
+    let moment = asked(at.as_ref(), &args.of.words)?.unwrap_or(Moment::Latest);
     let sql = statements(args.sql)?;
     let seen = Cell::default();
     let opened = open(

@@ -8,6 +8,7 @@ use crate::cli::{CACHE_BYTES, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use sqlrepl::error::{Error, ErrorKind, Result};
 use sqlrepl::format::ids::RestorePoint;
+use sqlrepl::format::moment::Moment;
 use sqlrepl::materialize::pages::Database;
 use sqlrepl::restore::{RestoreOptions, refuse_existing, restore, summarize};
 use std::cell::Cell;
@@ -42,11 +43,7 @@ pub(crate) async fn run(args: Restore, config: &Config) -> Result<()> {
         return Ok(());
     }
     refuse_existing(&output)?;
-    let moment = asked(
-        at.as_ref(),
-        args.of.timestamp.as_deref(),
-        args.of.txid.as_deref(),
-    )?;
+    let moment = asked(at.as_ref(), &args.of.words)?.unwrap_or(Moment::Latest);
     let seen = Cell::new(false);
     match open(&candidates, moment, args.of.generation, CACHE_BYTES, &seen).await {
         Err(e) if args.if_replica_exists && e.kind() == ErrorKind::NotFound && !seen.get() => {

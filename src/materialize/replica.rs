@@ -323,6 +323,11 @@ impl Replica {
     /// `NotFound` if it is no restore point; `Corrupt` if something is missing or damaged.
     pub fn snapshot_under(&self, point: &RestorePoint) -> Result<Txid> {
         let state = self.state();
+        let (_, needed) = self.needed(&state, point)?;
+        Ok(needed.base.txid)
+    }
+
+    fn needed<'a>(&self, state: &'a State, point: &RestorePoint) -> Result<(&'a History, Needed)> {
         let history = state.histories.get(&point.generation);
         let history = history.ok_or_else(|| {
             self.located(Error::not_found(format!(
@@ -331,7 +336,23 @@ impl Replica {
             )))
         })?;
         let needed = history.needed(point.txid);
-        Ok(needed.map_err(|error| self.located(error))?.base.txid)
+        Ok((history, needed.map_err(|error| self.located(error))?))
+    }
+
+    /// The keys of all objects that hold pages of a restore point: the snapshot that it is read
+    /// from, those that its map names, and the segments that are laid over it.
+    ///
+    /// # Errors
+    /// As [`Replica::snapshot_under`].
+    pub fn keys_under(&self, point: &RestorePoint) -> Result<HashSet<String>> {
+        let state = self.state();
+        let (history, needed) = self.needed(&state, point)?;
+        let base = &needed.base;
+        let laid = history.laid(&needed.pieces, base.since, usize::MAX);
+        let segments = laid.iter().map(|piece| piece.segment.object.key.clone());
+        let homes = base.homes.values().map(|home| home.key.clone());
+        let own = std::iter::once(base.object.key.clone());
+        Ok(own.chain(homes).chain(segments).collect())
     }
 
     /// The newest restore point of all that can be opened, if there is one.

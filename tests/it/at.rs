@@ -171,12 +171,12 @@ fn points_end_with_the_moment_and_commands_about_all_moments_refuse_it() {
     world
         .sqlrepl("points replicas/app@ffffff")
         .fails(3, "ffffff");
-    let lists = "this lists what all moments of a replica are made of, and only `points`, `query` \
-                 and `restore` take one: leave out @5m-ago";
     for (command, says) in [
-        ("generations", lists),
-        ("snapshots", lists),
-        ("wal", lists),
+        (
+            "generations",
+            "`generations` lists the histories that all moments of a replica lie in: leave out \
+             @5m-ago",
+        ),
         (
             "compact",
             "`compact` merges all of a replica, and no single moment: leave out @5m-ago",
@@ -194,6 +194,65 @@ fn points_end_with_the_moment_and_commands_about_all_moments_refuse_it() {
         world
             .sqlrepl(&format!("{command} replicas/app@5m-ago"))
             .fails(2, says);
+    }
+}
+
+#[test]
+fn snapshots_and_wal_of_a_moment_list_what_reading_it_takes() {
+    let world = World::new();
+    world.sample();
+    // Pages that no commit changes.
+    let large = "CREATE TABLE large AS SELECT randomblob(9000) AS b FROM t";
+    world.sql("app.db", large);
+    let mut daemon = world.daemon();
+    for version in ["one", "two", "three"] {
+        let update = format!("UPDATE t SET v = '{version}' WHERE id = 1");
+        world.sql("app.db", &update);
+        world.sync();
+    }
+    assert_eq!(daemon.term(), 0);
+    world.sqlrepl("compact --snapshot replicas/app").ok();
+    let points = world.points();
+    let listed = |arguments: &str| -> Vec<String> {
+        let (command, options) = arguments.split_once(' ').unwrap();
+        let column = if command == "wal" { "first" } else { "txid" };
+        let entries = world.json(&format!("{command} {options}"));
+        let column = entries.iter().map(|entry| entry[column].as_str().unwrap());
+        column.map(str::to_owned).collect()
+    };
+    let txids: Vec<&str> = points.iter().map(|point| point.txid.as_str()).collect();
+    assert_eq!(txids.len(), 4);
+    let all = [txids[0], txids[3]];
+    assert_eq!(listed("snapshots replicas/app"), all);
+    let (two, newest) = (&points[2], &points[3]);
+    for moment in [
+        format!("replicas/app@{}", two.txid),
+        format!("replicas/app@{}", two.time),
+        format!("replicas/app --txid {}", two.txid),
+        format!("replicas/app --timestamp {}", two.time),
+        format!("replicas/app@{} --generation {}", two.time, two.generation),
+    ] {
+        assert_eq!(listed(&format!("snapshots {moment}")), all[..1], "{moment}");
+        assert_eq!(listed(&format!("wal {moment}")), txids[1..=2], "{moment}");
+    }
+    // The later snapshot holds the pages that changed; its map names the first one for the others.
+    let latest = format!("replicas/app@{}", newest.txid);
+    assert_eq!(listed(&format!("snapshots {latest}")), all);
+    assert!(listed(&format!("wal {latest}")).is_empty());
+    for (arguments, code, says) in [
+        ("replicas/app@ffffff", 3, "ffffff"),
+        ("replicas/app@2001-01-01", 3, "2001-01-01"),
+        (
+            "replicas/app@now --txid 2",
+            2,
+            "@now and --txid both say which moment: leave out one of them",
+        ),
+    ] {
+        for command in ["snapshots", "wal"] {
+            world
+                .sqlrepl(&format!("{command} {arguments}"))
+                .fails(code, says);
+        }
     }
 }
 
