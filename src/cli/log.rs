@@ -4,7 +4,7 @@ use crate::cli::{background, syslog};
 use sqlrepl::config::settings::{LogFormat, LogSettings, LogTarget};
 use sqlrepl::error::{Error, Result};
 use std::fs::OpenOptions;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Mutex;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
@@ -43,7 +43,9 @@ impl Log {
             .with_env_filter(filter)
             .with_writer(writer)
             .with_ansi(is_terminal)
-            .with_target(false);
+            .with_target(false)
+            // It would say so on the standard error, and panic where that is a closed terminal.
+            .log_internal_errors(false);
         match settings.format {
             LogFormat::Text => log.init(),
             LogFormat::Json => log.json().init(),
@@ -62,7 +64,8 @@ impl Log {
             tracing::error!("{error}");
         }
         if !(is_json && is_stderr) {
-            eprintln!("sqlrepl: {error}");
+            // A terminal that is closed has nobody who would miss them.
+            writeln!(io::stderr(), "sqlrepl: {error}").ok();
         }
     }
 }

@@ -218,16 +218,23 @@ fn environment() -> Environment {
 /// process and to its group, and Ctrl-C reaches both a program and whoever passes it on.
 const SAME_WISH: Duration = Duration::from_secs(1);
 
-/// Returns at SIGINT or SIGTERM. The signals are caught from the call on; a second one, not just
-/// after the first, ends the process at once.
+/// Returns at SIGINT, SIGTERM or SIGHUP, but for a SIGHUP that we were started to ignore. The
+/// signals are caught from the call on; a second SIGINT or SIGTERM, not just after the first
+/// signal, ends the process at once.
 fn stop_signal() -> Result<impl Future<Output = ()>> {
     let catch = |kind| signal(kind).map_err(|e| Error::disk("catch signals", e));
     let mut interrupt = catch(SignalKind::interrupt())?;
     let mut terminate = catch(SignalKind::terminate())?;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut hangup = match is_ignored(SignalKind::hangup(), &status) {
+        true => None,
+        false => Some(catch(SignalKind::hangup())?),
+    };
     Ok(async move {
         let first = tokio::select! {
             _ = interrupt.recv() => "SIGINT",
             _ = terminate.recv() => "SIGTERM",
+            Some(_) = async { hangup.as_mut()?.recv().await } => "SIGHUP",
         };
         tracing::info!("{first}: ending");
         notify::stopping();
@@ -245,9 +252,36 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
     })
 }
 
+/// Whether a process of this `/proc/PID/status` ignores a signal, as `nohup` asks for.
+fn is_ignored(signal: SignalKind, status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal.as_raw_value() - 1) & 1 == 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_that_is_ignored_has_its_bit_in_the_mask() {
+        let status = |mask: &str| format!("Name:\tx\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
+        for (mask, hangup, terminate) in [
+            ("0000000000000000", false, false),
+            ("0000000000001001", true, false),
+            ("0000000000005000", false, true),
+            ("unreadable", false, false),
+        ] {
+            let status = status(mask);
+            assert_eq!(is_ignored(SignalKind::hangup(), &status), hangup, "{mask}");
+            assert_eq!(
+                is_ignored(SignalKind::terminate(), &status),
+                terminate,
+                "{mask}"
+            );
+        }
+        assert!(!is_ignored(SignalKind::hangup(), ""));
+    }
 
     /// Fails with this error.
     struct Failing(io::ErrorKind);

@@ -13,13 +13,14 @@ use sqlrepl::mount::session::{self, DiskCacheOptions, MountOptions, Ready, Viewe
 use sqlrepl::mount::view::Listed;
 use sqlrepl::storage;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
 pub(crate) async fn run(args: Mount, config: &Config) -> Result<()> {
     // First of all: whoever starts us may end us at any time.
-    let stop = stop_signal()?;
-    let shown = match args.places.as_slice() {
-        [source, _] => one(config.location(source)?, source).await?,
-        _ => all(config.settings()?).await?,
+    let mut stop = pin!(stop_signal()?);
+    let shown = tokio::select! {
+        shown = shown(&args, config) => shown?,
+        () = &mut stop => return Ok(()),
     };
     let mountpoint = Path::new(args.places.last().expect("there is at least one"));
     let mut keep_out = shown.directories;
@@ -97,6 +98,13 @@ struct Shown {
     label: String,
     /// What of it lies in directories, in which the mount point must not be.
     directories: Vec<PathBuf>,
+}
+
+async fn shown(args: &Mount, config: &Config) -> Result<Shown> {
+    match args.places.as_slice() {
+        [source, _] => one(config.location(source)?, source).await,
+        _ => all(config.settings()?).await,
+    }
 }
 
 /// What a place holds: one replica, or several.

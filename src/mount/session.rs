@@ -157,7 +157,10 @@ pub async fn run(
         },
         clock,
     );
-    let databases = first_look(&view, options.patience).await?;
+    let databases = tokio::select! {
+        databases = first_look(&view, options.patience) => databases?,
+        () = &mut stop => return Ok(()),
+    };
     let fuse_options = FuseOptions {
         read_deadline: options.read_deadline,
         patience: options.patience,

@@ -36,6 +36,7 @@ mod replicate;
 mod restore;
 mod s3;
 mod s3_server;
+mod signals;
 mod start;
 mod store_calls;
 mod stored;
