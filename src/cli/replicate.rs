@@ -37,11 +37,12 @@ pub(crate) async fn run(args: Replicate, config: &Config) -> Result<()> {
         take_over: args.take_over,
         host: host(),
     };
-    notify::ready(&match replicated.databases.as_slice() {
+    let status = match replicated.databases.as_slice() {
         [database] => format!("replicating {}", database.name),
         databases => format!("replicating {} databases", databases.len()),
-    });
-    daemon::run(replicated, environment(), stop).await
+    };
+    let ready = || notify::ready(&status);
+    daemon::run(replicated, environment(), ready, stop).await
 }
 
 /// The replicas of the command line.

@@ -8,6 +8,7 @@ use crate::daemon::{Replicated, control};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replicate::budget::Budget;
 use crate::storage::blocking::{blocking, joined};
+use std::convert::Infallible;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,6 +62,50 @@ enum State {
     /// It failed for good.
     Failed(String),
     Ended,
+}
+
+/// Hears of the first start of a database.
+#[derive(Clone)]
+pub(super) struct First {
+    outcome: Option<mpsc::UnboundedSender<bool>>,
+    /// Dropped when there is no sense in waiting for it any longer.
+    attempt: Option<mpsc::Sender<Infallible>>,
+}
+
+/// What is heard of the first starts.
+pub(super) struct Firsts {
+    /// Whether it came to work, once for each database.
+    pub(super) outcomes: mpsc::UnboundedReceiver<bool>,
+    /// Ends when each database works, has failed or takes long to start.
+    pub(super) attempts: mpsc::Receiver<Infallible>,
+}
+
+impl First {
+    pub(super) fn new() -> (Self, Firsts) {
+        let (outcome, outcomes) = mpsc::unbounded_channel();
+        let (attempt, attempts) = mpsc::channel(1);
+        let first = Self {
+            outcome: Some(outcome),
+            attempt: Some(attempt),
+        };
+        (first, Firsts { outcomes, attempts })
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.outcome.is_some()
+    }
+
+    /// Says once whether it came to work; nobody listens once the process is about to end.
+    fn tell(&mut self, is_up: bool) {
+        if let Some(outcome) = self.outcome.take() {
+            outcome.send(is_up).ok();
+        }
+        self.takes_long();
+    }
+
+    fn takes_long(&mut self) {
+        self.attempt = None;
+    }
 }
 
 impl Fleet {
@@ -128,7 +173,7 @@ impl Fleet {
         (0..self.members.len()).map(|at| self.status(at)).collect()
     }
 
-    /// Runs a database until `stop`. Tells `first` what came of the first start.
+    /// Runs a database until `stop`. Tells `first` of the first start.
     ///
     /// # Errors
     /// What it has failed with, if it does not run at the end.
@@ -136,15 +181,14 @@ impl Fleet {
         self: Arc<Self>,
         at: usize,
         mut stop: watch::Receiver<bool>,
-        first: mpsc::UnboundedSender<bool>,
+        mut first: First,
     ) -> Result<()> {
         let member = &self.members[at];
-        let mut first = Some(first);
         let mut pause = AGAIN.0;
         loop {
-            let (began, is_first) = (Instant::now(), first.is_some());
+            let (began, is_first) = (Instant::now(), first.is_awaited());
             let worked = self.run_once(at, &mut stop, &mut first).await;
-            tell(&mut first, false);
+            first.tell(false);
             let Err(error) = worked else {
                 member.set(State::Ended);
                 return Ok(());
@@ -179,7 +223,7 @@ impl Fleet {
         self: &Arc<Self>,
         at: usize,
         stop: &mut watch::Receiver<bool>,
-        first: &mut Option<mpsc::UnboundedSender<bool>>,
+        first: &mut First,
     ) -> Result<()> {
         let member = &self.members[at];
         let turn = tokio::select! {
@@ -187,10 +231,10 @@ impl Fleet {
             turn = self.starts.acquire() => turn.expect("it is never closed"),
         };
         member.set(State::Opening(Instant::now()));
-        let (database, listener) = self.open(at, turn, stop).await?;
+        let (database, listener) = self.open(at, turn, stop, first).await?;
         let database = Arc::new(database);
         member.set(State::Running(database.clone()));
-        tell(first, true);
+        first.tell(true);
         let worked = match listener.and_then(|listener| control::serve(listener, self, at)) {
             Ok(_served) => tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => Ok(()),
@@ -220,6 +264,7 @@ impl Fleet {
         at: usize,
         turn: SemaphorePermit<'_>,
         stop: &mut watch::Receiver<bool>,
+        first: &mut First,
     ) -> Result<(Database, Result<UnixListener>)> {
         let began = Instant::now();
         let fleet = self.clone();
@@ -236,6 +281,7 @@ impl Fleet {
         drop(turn);
         let settings = &self.members[at].settings;
         tracing::warn!("{}", slow_since(settings, SLOW));
+        first.takes_long();
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => {
                 Err(Error::unavailable(slow_since(settings, began.elapsed())))
@@ -283,13 +329,6 @@ fn slow_since(settings: &DatabaseSettings, time: Duration) -> String {
         time.as_secs(),
         settings.capture.meta_path.display()
     )
-}
-
-/// Says once whether the first start came to work; nobody listens once the process is about to end.
-fn tell(first: &mut Option<mpsc::UnboundedSender<bool>>, is_up: bool) {
-    if let Some(first) = first.take() {
-        first.send(is_up).ok();
-    }
 }
 
 /// Whether what keeps a database from being replicated may go away by itself. A lock that somebody

@@ -22,12 +22,12 @@ pub mod status;
 
 use crate::config::Environment;
 use crate::config::settings::DatabaseSettings;
-use crate::daemon::fleet::Fleet;
+use crate::daemon::fleet::{First, Fleet};
 use crate::error::{Error, ErrorKind, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::future::Future;
 use std::sync::Arc;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tracing::Instrument;
 
@@ -51,7 +51,8 @@ pub struct Replicated {
 }
 
 /// Replicates databases until `stop`; then sends what is pending, as far as that goes within ten
-/// seconds. What is not sent stays in the spool for the next start.
+/// seconds. What is not sent stays in the spool for the next start. Calls `ready` when each
+/// database has been opened, has failed or does not answer; not if all have failed.
 ///
 /// # Errors
 /// The gravest of what has failed by the end: `Conflict` if another process replicates a database,
@@ -59,12 +60,13 @@ pub struct Replicated {
 pub async fn run(
     replicated: Replicated,
     environment: Environment,
+    ready: impl FnOnce(),
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
     raise_open_files(replicated.databases.len());
     let fleet = Arc::new(Fleet::new(replicated, environment));
     let (stopping, stopped) = watch::channel(false);
-    let (first, mut firsts) = mpsc::unbounded_channel();
+    let (first, mut firsts) = First::new();
     let mut tasks = JoinSet::new();
     for (at, name) in fleet.names().enumerate() {
         let supervised = fleet.clone().supervise(at, stopped.clone(), first.clone());
@@ -75,10 +77,18 @@ pub async fn run(
     let mut stop = std::pin::pin!(stop);
     let mut failures = Vec::new();
     let mut down = 0;
+    let mut ready = Some(ready);
     while down < fleet.names().len() {
         tokio::select! {
+            // Whether all are down shows before that all were looked at.
+            biased;
             () = &mut stop => break,
-            Some(is_up) = firsts.recv() => down += usize::from(!is_up),
+            Some(is_up) = firsts.outcomes.recv() => down += usize::from(!is_up),
+            _ = firsts.attempts.recv(), if ready.is_some() => {
+                if let Some(ready) = ready.take() {
+                    ready();
+                }
+            }
             ended = tasks.join_next() => match ended {
                 Some(ended) => failures.extend(failure(ended)),
                 None => break,

@@ -2,6 +2,7 @@
 
 use crate::fleet::{await_sync, config, insert, make, newest, status};
 use crate::program::{LONG, Running, wait_until};
+use crate::start::Manager;
 use crate::world::World;
 use serde_json::Value;
 use sqlrepl::mount::mountpoint::Mount;
@@ -106,6 +107,24 @@ fn a_database_on_a_dead_mount_is_named_and_holds_up_neither_others_nor_the_end()
     await_sync(&world, &mut daemon, "disk/shop");
     assert_eq!(newest(&world, "disk/shop"), "made");
     assert_eq!(daemon.term(), 0);
+}
+
+#[test]
+fn a_service_manager_hears_that_a_daemon_is_ready_when_one_database_alone_does_not_answer() {
+    let world = World::new();
+    two(&world);
+    let _hung = Hung::over(&world.path("disk"));
+    let manager = Manager::new(&world);
+    let mut daemon = manager.start(&world, "replicate --config fleet.toml");
+    assert_eq!(manager.hear(), "READY=1\nSTATUS=replicating 2 databases");
+    // So long it was waited for; the other one runs.
+    let said = daemon.stderr();
+    assert!(
+        said.contains("disk/shop.db is not open after 5 s"),
+        "{said}"
+    );
+    assert_eq!(shop(&world)["state"], "starting");
+    assert_eq!(end_in_time(&mut daemon), 1);
 }
 
 #[test]

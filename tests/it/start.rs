@@ -158,19 +158,49 @@ fn a_mount_in_the_background_returns_when_it_is_ready_and_leaves_the_shell() {
     assert_eq!(failed.stderr.lines().count(), 1, "{failed}");
 }
 
+/// A service manager that listens.
+pub(crate) struct Manager {
+    socket: UnixDatagram,
+    name: String,
+}
+
+impl Manager {
+    pub(crate) fn new(world: &World) -> Self {
+        let name = format!("sqlrepl-it-{}", world.path("").display());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        socket.set_read_timeout(Some(LONG)).unwrap();
+        Self { socket, name }
+    }
+
+    /// Starts `sqlrepl` as its service.
+    #[track_caller]
+    pub(crate) fn start(&self, world: &World, words: &str) -> Running {
+        let mut command = world.ours(words);
+        command.env("NOTIFY_SOCKET", format!("@{}", self.name));
+        Running::start(&mut command, &world.logs())
+    }
+
+    /// The next message.
+    #[track_caller]
+    pub(crate) fn hear(&self) -> String {
+        let mut bytes = [0; 1000];
+        let length = self.socket.recv(&mut bytes).expect("a message in time");
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    }
+
+    /// True if no message has come that was not heard.
+    fn has_heard_all(&self) -> bool {
+        self.socket.set_nonblocking(true).unwrap();
+        self.socket.recv(&mut [0; 1000]).is_err()
+    }
+}
+
 /// README: "Under systemd `mount` and `replicate` say when they are ready and when they end."
 #[test]
 fn the_service_manager_hears_when_we_are_ready_and_when_we_end() {
     let world = replica();
-    let name = format!("sqlrepl-it-{}", world.path("").display());
-    let address = SocketAddr::from_abstract_name(&name).unwrap();
-    let manager = UnixDatagram::bind_addr(&address).unwrap();
-    manager.set_read_timeout(Some(LONG)).unwrap();
-    let hear = || {
-        let mut bytes = [0; 1000];
-        let length = manager.recv(&mut bytes).expect("a message in time");
-        String::from_utf8_lossy(&bytes[..length]).into_owned()
-    };
+    let manager = Manager::new(&world);
     let place = world.path("mnt");
     fs::create_dir(&place).unwrap();
     let status = format!("mounted 1 database on {}", place.display());
@@ -178,13 +208,25 @@ fn the_service_manager_hears_when_we_are_ready_and_when_we_end() {
         ("mount replicas mnt", status.as_str()),
         ("replicate app.db replicas/app", "replicating app"),
     ] {
-        let mut command = world.ours(words);
-        command.env("NOTIFY_SOCKET", format!("@{name}"));
-        let mut program = Running::start(&mut command, &world.logs());
-        assert_eq!(hear(), format!("READY=1\nSTATUS={status}"));
+        let mut program = manager.start(&world, words);
+        assert_eq!(manager.hear(), format!("READY=1\nSTATUS={status}"));
         assert_eq!(program.term(), 0);
-        assert_eq!(hear(), "STOPPING=1\nSTATUS=ending");
+        assert_eq!(manager.hear(), "STOPPING=1\nSTATUS=ending");
     }
+}
+
+#[test]
+fn a_daemon_is_ready_with_a_store_that_is_away_and_not_without_any_database() {
+    let world = World::on_s3();
+    world.sample();
+    world.server().down();
+    let manager = Manager::new(&world);
+    let mut daemon = manager.start(&world, "replicate app.db replicas/app");
+    assert_eq!(manager.hear(), "READY=1\nSTATUS=replicating app");
+    let mut second = manager.start(&world, "replicate app.db replicas/app");
+    assert_eq!(second.wait_exit(), 1);
+    assert!(manager.has_heard_all());
+    daemon.kill9();
 }
 
 /// Waits for a mount whose file is open to end; what was open could be read until then.
