@@ -4,6 +4,7 @@ use crate::cli::args::{ListedCommits, Mount};
 use crate::cli::config::Config;
 use crate::cli::informant::Daemons;
 use crate::cli::{background, clock, notify, say, stop_signal};
+use nix::unistd::geteuid;
 use sqlrepl::config::location::Location;
 use sqlrepl::config::settings::Settings;
 use sqlrepl::error::{Error, Result};
@@ -35,7 +36,7 @@ pub(crate) async fn run(args: Mount, config: &Config) -> Result<()> {
         },
         refresh: args.refresh,
         informants: Some(Daemons::known(shown.places, config.known())),
-        viewers: viewers(&args),
+        viewers: viewers(&args)?,
         uid: args.uid,
         gid: args.gid,
         umask: args.umask,
@@ -70,11 +71,17 @@ fn disk_cache(args: &Mount) -> Result<Option<DiskCacheOptions>> {
     }))
 }
 
-fn viewers(args: &Mount) -> Viewers {
-    match (args.allow_other, args.allow_root) {
-        (true, _) => Viewers::All,
-        (false, true) => Viewers::OwnerAndRoot,
-        (false, false) => Viewers::Owner,
+/// The kernel does not tell who mounts and root from others, so with `--allow-root` modes keep
+/// these out; and they would keep out who mounts, if everything belonged to somebody else.
+fn viewers(args: &Mount) -> Result<Viewers> {
+    match (args.allow_other, args.allow_root, args.uid) {
+        (true, _, _) => Ok(Viewers::All),
+        (false, true, Some(uid)) if uid != geteuid().as_raw() => Err(Error::invalid(format!(
+            "--allow-root lets in who mounts and root alone, and --uid gives everything to user \
+             {uid}: leave out --uid, or let others in with --allow-other and --umask 077"
+        ))),
+        (false, true, _) => Ok(Viewers::OwnerAndRoot),
+        (false, false, _) => Ok(Viewers::Owner),
     }
 }
 

@@ -355,6 +355,7 @@ fn owner_and_mode_decide_who_may_read() {
     };
     assert_eq!(seen_by(""), [false, false, true]);
     assert_eq!(seen_by("--allow-root"), [false, false, true]);
+    assert_eq!(seen_by("--allow-root --uid root"), [false, false, true]);
     assert_eq!(seen_by("--allow-other"), [true, true, true]);
     assert_eq!(seen_by("--allow-other --umask 007"), [false, false, true]);
     assert_eq!(
@@ -391,6 +392,11 @@ fn owner_and_mode_decide_who_may_read() {
     wrong("--uid no-such-user", "there is no user of this name");
     wrong("--gid no-such-group", "there is no group of this name");
     wrong("--allow-root --allow-other", "cannot be used with");
+    wrong(
+        "--allow-root --uid 12345",
+        "--allow-root lets in who mounts and root alone, and --uid gives everything to user 12345: \
+         leave out --uid, or let others in with --allow-other and --umask 077",
+    );
 }
 
 /// What `make install` puts into a folder of the world, from the binary of this test.
