@@ -1,6 +1,6 @@
 //! The command line.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use nix::unistd::{Group, User};
 use sqlrepl::config::settings::Retention;
 use sqlrepl::config::{
@@ -8,6 +8,7 @@ use sqlrepl::config::{
 };
 use sqlrepl::format::ids::GenerationId;
 use sqlrepl::materialize::hydrate;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,26 @@ pub(crate) struct Cli {
     pub(crate) config: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Understands a command line, or ends the process with what is to be said of it.
+    pub(crate) fn understand(argv: &[OsString]) -> Self {
+        let mut command = Self::command();
+        // No option has a blank in it. SQL that begins with a comment has; only where there is such
+        // an argument may SQL look like an option, so that a slip is called what it is.
+        let is_comment = |word: &OsString| {
+            let word = word.to_string_lossy();
+            word.starts_with("--") && word.contains(char::is_whitespace)
+        };
+        if argv.iter().any(is_comment) {
+            command = command.mut_subcommand("query", |query| {
+                query.mut_arg("sql", |sql| sql.allow_hyphen_values(true))
+            });
+        }
+        let understood = Self::from_arg_matches(&command.get_matches_from(argv));
+        understood.unwrap_or_else(|e| e.exit())
+    }
 }
 
 #[derive(Debug, Subcommand)]

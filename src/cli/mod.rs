@@ -8,6 +8,7 @@ mod config;
 mod databases;
 mod du;
 mod fstab;
+mod gathered;
 mod informant;
 mod kept;
 mod listings;
@@ -87,7 +88,7 @@ pub(crate) fn main() -> ExitCode {
 /// Understands the command line, which may be one of mount(8), or ends with the exit code.
 fn parse(argv: &[OsString]) -> Result<(args::Cli, Caller), ExitCode> {
     let Some(asked) = fstab::rewritten(argv) else {
-        return Ok((args::Cli::parse_from(argv), Caller::Shell));
+        return Ok((args::Cli::understand(argv), Caller::Shell));
     };
     let wrong = ExitCode::from(MOUNT_USAGE);
     let asked = asked.map_err(|e| {

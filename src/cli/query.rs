@@ -2,6 +2,7 @@
 
 use crate::cli::args::Query;
 use crate::cli::config::Config;
+use crate::cli::gathered::Gathered;
 use crate::cli::moment::{asked, open};
 use crate::cli::rows::{Format, Rows};
 use crate::cli::target::Target;
@@ -35,7 +36,7 @@ pub(crate) async fn run(args: Query, config: &Config) -> Result<()> {
     // SQLite waits for its pages, and so needs a thread of its own.
     let running = spawn_blocking(move || {
         let session = Session::open(opened.database)?;
-        session.run(&sql, &mut Rows::new(io::stdout().lock(), format))
+        session.run(&sql, &mut Rows::new(Gathered::new(io::stdout())?, format))
     });
     running
         .await

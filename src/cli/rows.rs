@@ -1,9 +1,9 @@
-//! What statements give, as a table, CSV or JSON. Rows are written as they come, so that a result
-//! of any size takes little memory.
+//! What statements give, as a table, CSV or JSON. Rows are written as they come, but for the first
+//! of a table, so that a result of any size takes little memory.
 //!
 //! | | table | CSV (RFC 4180) | JSON |
 //! | --- | --- | --- | --- |
-//! | NULL | `-` | nothing; an empty text is `""` | `null` |
+//! | NULL | `-` | nothing, also alone in a row, as of the sqlite3 program; an empty text is `""` | `null` |
 //! | integer, real | digits; as few of a real as it takes to tell it from every other | the same | a number; infinity is `9.0e999` |
 //! | text | control characters escaped | as it is stored | a string |
 //! | blob | hex digits, as `hex()` gives them | the same | a string of them |
@@ -16,7 +16,7 @@ use sqlrepl::error::{Error, Result};
 use sqlrepl::query::Output;
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 /// The columns of a table are as wide as these many rows need, or as many as have these many bytes.
@@ -24,8 +24,6 @@ const MEASURED_ROWS: usize = 1000;
 const MEASURED_BYTES: usize = 1 << 20;
 /// Characters that a cell is padded to, at most; a longer one moves what stands behind it.
 const PADDED_MAX: usize = 80;
-/// Bytes written at a time.
-const WRITE_BYTES: usize = 64 << 10;
 
 /// How rows are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +35,7 @@ pub(crate) enum Format {
 
 /// Prints rows.
 pub(crate) struct Rows<W: Write> {
-    out: BufWriter<W>,
+    out: W,
     result: Box<dyn Shape>,
     format: Format,
     /// Results begun so far.
@@ -45,10 +43,11 @@ pub(crate) struct Rows<W: Write> {
 }
 
 impl<W: Write> Rows<W> {
-    /// Rows on their way to `out`, which may go away: then nobody misses the rest.
+    /// Rows on their way to `out`, which gathers them, and which may go away: then nobody misses
+    /// the rest.
     pub(crate) fn new(out: W, format: Format) -> Self {
         Self {
-            out: BufWriter::with_capacity(WRITE_BYTES, out),
+            out,
             result: shape(format, &[]),
             format,
             results: 0,
@@ -349,6 +348,7 @@ fn json(value: &ValueRef<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::BufWriter;
 
     /// Prints results, each as its columns and rows.
     fn printed(format: Format, results: &[(&[&str], &[&[ValueRef<'_>]])]) -> String {
@@ -409,6 +409,12 @@ mod tests {
     }
 
     #[test]
+    fn a_null_alone_in_its_row_is_an_empty_line_of_csv() {
+        let rows: &[&[ValueRef<'_>]] = &[&[ValueRef::Null], &[ValueRef::Text(b"")]];
+        assert_eq!(printed(Format::Csv, &[(&["a"], rows)]), "a\r\n\r\n\"\"\r\n");
+    }
+
+    #[test]
     fn json_keeps_types_and_the_order_and_all_columns_of_one_name() {
         let more: &[ValueRef<'_>] = &[
             ValueRef::Integer(i64::MAX),
@@ -443,7 +449,7 @@ mod tests {
             let row = [ValueRef::Integer(n), ValueRef::Text(text.as_bytes())];
             assert!(rows.row(&row).unwrap().is_continue());
         }
-        let written = rows.out.get_ref().len();
+        let written = rows.out.len();
         assert!(written > 40_000_000, "{written}");
     }
 
@@ -474,10 +480,11 @@ mod tests {
                 Err(self.0.into())
             }
         }
-        let mut gone = Rows::new(Failing(io::ErrorKind::BrokenPipe), Format::Csv);
+        let gathered = |kind| BufWriter::new(Failing(kind));
+        let mut gone = Rows::new(gathered(io::ErrorKind::BrokenPipe), Format::Csv);
         assert!(gone.begin(&["n".to_owned()]).unwrap().is_continue());
         assert!(gone.end().unwrap().is_break());
-        let mut full = Rows::new(Failing(io::ErrorKind::StorageFull), Format::Csv);
+        let mut full = Rows::new(gathered(io::ErrorKind::StorageFull), Format::Csv);
         assert!(full.begin(&["n".to_owned()]).unwrap().is_continue());
         let full = full.end().unwrap_err();
         assert_eq!(full.kind(), sqlrepl::error::ErrorKind::Disk);

@@ -1,6 +1,6 @@
 //! `sqlrepl query`: SQL on a moment, without a mount.
 
-use crate::program::{LONG, Output, Running, run, wait_until};
+use crate::program::{LONG, Output, Running, run, wait_for, wait_until};
 use crate::s3_server::Verb;
 use crate::world::{VERSION, World, three_versions};
 use nix::sys::signal::{Signal, kill};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 /// Runs `query` with these arguments and SQL.
 #[track_caller]
@@ -23,14 +23,54 @@ fn ask(world: &World, options: &str, sql: &str) -> String {
     query(world, &format!("replicas/app {options}"), sql).ok()
 }
 
-/// Starts `query` on the newest moment of `replicas/app`, with its output in a pipe.
-fn piped(world: &World, options: &str, sql: &str) -> Child {
-    let mut command = world.ours(&format!("query replicas/app {options}"));
-    let command = command
-        .arg(sql)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.spawn().unwrap()
+/// A `query` whose output is read from a pipe. Killed when this is dropped.
+struct Piped(Child);
+
+impl Piped {
+    /// Starts it on the newest moment of `replicas/app`.
+    fn start(world: &World, options: &str, sql: &str) -> Self {
+        let mut command = world.ours(&format!("query replicas/app {options}"));
+        let command = command
+            .arg(sql)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Self(command.spawn().unwrap())
+    }
+
+    fn rows(&mut self) -> BufReader<ChildStdout> {
+        BufReader::new(self.0.stdout.take().unwrap())
+    }
+
+    /// What it said, once it has ended.
+    fn said(&mut self) -> String {
+        let mut said = String::new();
+        let mut stderr = self.0.stderr.take().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        said
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    fn ended(&mut self) -> ExitStatus {
+        wait_for(LONG, "the end of a query", || self.0.try_wait().unwrap())
+    }
+
+    /// The most memory that it has taken so far, in KiB.
+    fn peak_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let mut lines = status.lines();
+        let peak = lines.find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.unwrap().trim().trim_end_matches(" kB");
+        peak.parse().unwrap()
+    }
+}
+
+impl Drop for Piped {
+    fn drop(&mut self) {
+        // It may have ended by itself; all that matters is that it is gone.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
 }
 
 #[test]
@@ -210,6 +250,44 @@ fn statements_come_from_the_standard_input_when_no_argument_has_them() {
     );
 }
 
+#[test]
+fn an_argument_that_begins_with_a_comment_is_sql_and_a_slip_is_none() {
+    let world = three_versions();
+    for sql in [
+        "-- of the day\nSELECT v FROM t WHERE id = 1",
+        "--of the day\nSELECT v FROM t WHERE id = 1",
+        "--csv stands for nothing here\nSELECT v FROM t WHERE id = 1",
+    ] {
+        assert_eq!(ask(&world, "", sql), "v\nthree\n", "{sql}");
+        assert_eq!(ask(&world, "--csv", sql), "v\r\nthree\r\n", "{sql}");
+        let mut command = world.ours("query replicas/app");
+        let shown = run(command.args([sql, "--csv"])).ok();
+        assert_eq!(shown, "v\r\nthree\r\n", "{sql}");
+    }
+    for arguments in ["replicas/app --cvs", "--cvs replicas/app"] {
+        let says = "unexpected argument '--cvs' found";
+        query(&world, arguments, VERSION).fails(2, says);
+        world.sqlrepl(&format!("query {arguments}")).fails(2, says);
+    }
+    query(&world, "replicas/app --cvs", "-- a comment\nSELECT 1").fails(2, "unexpected argument");
+}
+
+#[test]
+fn a_row_is_shown_while_the_next_one_takes_its_time() {
+    let world = three_versions();
+    let slow = "SELECT v FROM t WHERE id = 1 UNION ALL SELECT count(*) FROM \
+                (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n)";
+    for (options, shown) in [
+        ("--csv", "v\r\nthree\r\n"),
+        ("--json", "[{\"v\":\"three\"}"),
+    ] {
+        let mut command = world.ours(&format!("query replicas/app {options}"));
+        let mut program = Running::start(command.arg(slow), &world.logs());
+        wait_until(LONG, "the first row", || program.stdout() == shown);
+        assert!(program.is_running());
+    }
+}
+
 /// README: "`sqlrepl query` opens no other file: for a join of two moments, ATTACH them in a
 /// mount."
 #[test]
@@ -341,18 +419,6 @@ fn a_database_is_asked_by_its_name_and_a_replica_that_is_away_is_passed_over() {
     assert_eq!(run(command.arg(VERSION)).ok(), "v\nthree\n");
 }
 
-/// The most memory that a process has taken so far, in KiB.
-fn peak_kib(program: &Child) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
-    let mut lines = status.lines();
-    let peak = lines.find_map(|line| line.strip_prefix("VmHWM:"));
-    peak.unwrap()
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .unwrap()
-}
-
 #[test]
 fn a_table_that_is_larger_than_the_page_cache_takes_little_more_memory() {
     let world = World::new();
@@ -365,18 +431,18 @@ fn a_table_that_is_larger_than_the_page_cache_takes_little_more_memory() {
     let mut daemon = world.daemon();
     world.sync();
     assert_eq!(daemon.term(), 0);
-    let mut program = piped(&world, "--csv --page-cache 8MiB", "SELECT * FROM t");
-    let mut rows = BufReader::new(program.stdout.take().unwrap());
+    let mut program = Piped::start(&world, "--csv --page-cache 8MiB", "SELECT * FROM t");
+    let mut rows = program.rows();
     let mut line = String::new();
     for _ in 0..90_000 {
         line.clear();
         rows.read_line(&mut line).unwrap();
     }
     assert!(line.starts_with("89999,"), "{line}");
-    let peak = peak_kib(&program);
+    let peak = program.peak_kib();
     assert!(peak < 72 << 10, "{peak} KiB");
     assert_eq!(rows.lines().count(), 10_001);
-    assert_eq!(program.wait().unwrap().code(), Some(0));
+    assert_eq!(program.ended().code(), Some(0));
 }
 
 const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) \
@@ -388,8 +454,8 @@ const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 F
 fn millions_of_rows_take_little_memory_and_head_ends_them_quietly() {
     let world = three_versions();
     for options in ["", "--csv", "--json"] {
-        let mut program = piped(&world, options, ENDLESS);
-        let mut rows = BufReader::new(program.stdout.take().unwrap());
+        let mut program = Piped::start(&world, options, ENDLESS);
+        let mut rows = program.rows();
         let mut line = String::new();
         for _ in 0..1_000_000 {
             line.clear();
@@ -399,18 +465,11 @@ fn millions_of_rows_take_little_memory_and_head_ends_them_quietly() {
             line.contains("99999") || line.contains("1000000"),
             "{options}: {line}"
         );
-        let peak = peak_kib(&program);
+        let peak = program.peak_kib();
         assert!(peak < 64 << 10, "{options}: {peak} KiB");
         drop(rows);
-        assert_eq!(program.wait().unwrap().code(), Some(0), "{options}");
-        let mut said = String::new();
-        program
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut said)
-            .unwrap();
-        assert_eq!(said, "", "{options}");
+        assert_eq!(program.ended().code(), Some(0), "{options}");
+        assert_eq!(program.said(), "", "{options}");
     }
     let shell = format!(
         "'{}' query replicas/app \"$1\" | head -n 2",
@@ -447,17 +506,12 @@ fn owned(
 #[test]
 fn a_signal_ends_a_statement_that_would_not_end() {
     let world = three_versions();
-    let mut program = piped(&world, "--csv", ENDLESS);
-    let mut rows = BufReader::new(program.stdout.take().unwrap());
+    let mut program = Piped::start(&world, "--csv", ENDLESS);
+    let mut rows = program.rows();
     rows.read_line(&mut String::new()).unwrap();
-    let pid = Pid::from_raw(program.id().cast_signed());
+    let pid = Pid::from_raw(program.0.id().cast_signed());
     kill(pid, Signal::SIGTERM).unwrap();
-    let mut ended = None;
-    wait_until(LONG, "its end", || {
-        ended = program.try_wait().unwrap();
-        ended.is_some()
-    });
-    assert_eq!(ended.unwrap().signal(), Some(libc::SIGTERM));
+    assert_eq!(program.ended().signal(), Some(libc::SIGTERM));
 }
 
 /// README: "`sqlrepl query` reads of a replica only what its statements need: one row of a large
