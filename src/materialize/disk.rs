@@ -13,11 +13,11 @@ mod health;
 mod index;
 
 use crate::error::{Error, Result};
-use crate::format::ids::Timestamp;
 use crate::materialize::cache::locked;
 use crate::materialize::disk::files::{Appending, Files};
 use crate::materialize::disk::health::Health;
 use crate::storage::blocking::blocking;
+use crate::storage::{Listed, Store};
 use bytes::Bytes;
 pub(crate) use index::CACHE_BYTES_MIN;
 use std::path::Path;
@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long whoever has time waits for room: a disk that writes less meanwhile does not answer.
 const PATIENCE_WITH_WRITES: Duration = Duration::from_secs(30);
 
-/// The same object in every process: its replica, key, size, and when it was stored.
+/// The same object in every process: its server, replica, key, size, and when it was stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity([u8; 32]);
 
@@ -43,16 +43,17 @@ pub(crate) struct Identity([u8; 32]);
 pub(crate) struct PieceKey([u8; 16]);
 
 impl Identity {
-    /// Of an object as a listing shows it. A store in which objects are overwritten shows another
-    /// time then.
-    pub(crate) fn new(location: &str, key: &str, size: u64, modified: Timestamp) -> Self {
+    /// Of an object as a listing of its store shows it. A store in which objects are overwritten
+    /// shows another time then; two servers may have a bucket of one name.
+    pub(crate) fn new(store: &dyn Store, listed: &Listed) -> Self {
         let mut hasher = blake3::Hasher::new();
-        // No location, and no key, contains this character.
-        for part in [location, "\0", key, "\0"] {
+        // No server, location or key contains this character.
+        for part in [store.server(), store.location(), &listed.key] {
             hasher.update(part.as_bytes());
+            hasher.update(b"\0");
         }
-        hasher.update(&size.to_le_bytes());
-        hasher.update(&modified.micros().to_le_bytes());
+        hasher.update(&listed.size.to_le_bytes());
+        hasher.update(&listed.modified.micros().to_le_bytes());
         Self(*hasher.finalize().as_bytes())
     }
 

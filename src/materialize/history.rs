@@ -18,8 +18,8 @@ use crate::materialize::cache::ObjectNumber;
 use crate::materialize::disk::Identity;
 use crate::materialize::plan::{self, Base, Break, Line, Plan, Reach, Shape, Unplanned, Why};
 use crate::materialize::timeline::{Point, Timeline};
-use crate::storage::Listed;
 use crate::storage::cover::{Piece, Span, cover};
+use crate::storage::{Listed, Store};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -40,17 +40,13 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    pub(crate) fn new(number: ObjectNumber, location: &str, listed: &Listed) -> Self {
-        let Listed {
-            key,
-            size,
-            modified,
-        } = listed;
+    /// Of a store that has listed it.
+    pub(crate) fn new(number: ObjectNumber, store: &dyn Store, listed: &Listed) -> Self {
         Self {
             number,
-            key: key.clone(),
-            size: *size,
-            identity: Identity::new(location, key, *size, *modified),
+            key: listed.key.clone(),
+            size: listed.size,
+            identity: Identity::new(store, listed),
             is_gone: AtomicBool::new(false),
         }
     }

@@ -310,8 +310,7 @@ impl Loader {
         for object in catalog.generations.values().flat_map(objects) {
             if !self.objects.contains_key(&object.key) {
                 let number = self.fetcher.cache.number_object();
-                let location = self.fetcher.store.location();
-                let known = Object::new(number, location, object);
+                let known = Object::new(number, &*self.fetcher.store, object);
                 self.objects.insert(object.key.clone(), Arc::new(known));
             }
         }
@@ -715,7 +714,7 @@ async fn read_border(
     let Listed { key, size, .. } = &listed.object;
     let object = Object::new(
         fetcher.cache.number_object(),
-        fetcher.store.location(),
+        &*fetcher.store,
         &listed.object,
     );
     let open = |store: Arc<dyn Store>| async move {

@@ -86,6 +86,10 @@ impl Store for Through {
         self.store.location()
     }
 
+    fn server(&self) -> &str {
+        self.store.server()
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         self.store.below(name)
     }

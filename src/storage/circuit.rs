@@ -266,6 +266,10 @@ impl Store for CircuitStore {
         self.inner.location()
     }
 
+    fn server(&self) -> &str {
+        self.inner.server()
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         Self::new(self.inner.below(name))
     }

@@ -190,6 +190,10 @@ impl Store for FaultStore {
         self.inner.location()
     }
 
+    fn server(&self) -> &str {
+        self.inner.server()
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         Arc::new(Self {
             inner: self.inner.below(name),

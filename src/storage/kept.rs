@@ -214,6 +214,10 @@ impl Store for KeptStore {
         self.inner.location()
     }
 
+    fn server(&self) -> &str {
+        self.inner.server()
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         self.inner.below(name)
     }

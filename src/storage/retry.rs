@@ -163,6 +163,10 @@ impl Store for RetryStore {
         self.inner.location()
     }
 
+    fn server(&self) -> &str {
+        self.inner.server()
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         Self::new(self.inner.below(name), self.settings)
     }

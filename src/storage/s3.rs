@@ -104,6 +104,11 @@ impl Store for S3Store {
         &self.location
     }
 
+    fn server(&self) -> &str {
+        let connected = self.bucket.connected.get();
+        connected.map_or("", |connected| &connected.server.host)
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         assert_part(name);
         Arc::new(Self {

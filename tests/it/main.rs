@@ -10,6 +10,7 @@
 mod at;
 #[path = "../bench/table.rs"]
 mod bench;
+mod cache_beside;
 mod checkpoint;
 mod clients;
 mod config;

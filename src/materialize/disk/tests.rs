@@ -1,6 +1,8 @@
 use super::*;
 use crate::error::ErrorKind;
+use crate::format::ids::Timestamp;
 use crate::materialize::model::Random;
+use crate::storage::memory::MemoryStore;
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::fs;
@@ -11,7 +13,17 @@ use tempfile::TempDir;
 const CAPACITY: u64 = CACHE_BYTES_MIN;
 
 fn identity() -> Identity {
-    Identity::new("/replica", "key", 1 << 40, Timestamp::from_micros(1))
+    of("replica", "key", 1 << 40, 1)
+}
+
+/// An object of a replica in memory, by its size and when it was stored.
+fn of(replica: &str, key: &str, size: u64, at: i64) -> Identity {
+    let listed = Listed {
+        key: key.to_owned(),
+        size,
+        modified: Timestamp::from_micros(at),
+    };
+    Identity::new(&*MemoryStore::new().below(replica), &listed)
 }
 
 /// The piece of a number, and its bytes: up to 64 KB, others for each number.
@@ -87,10 +99,8 @@ async fn what_was_put_is_there_after_a_restart_and_nothing_else() {
 
 #[test]
 fn another_replica_size_time_or_range_is_another_piece() {
-    let time = Timestamp::from_micros;
-    let piece = |location, key, size, at, offset, length| {
-        Identity::new(location, key, size, time(at)).piece(offset, length)
-    };
+    let piece =
+        |replica, key, size, at, offset, length| of(replica, key, size, at).piece(offset, length);
     let keys = [
         piece("a", "k", 9, 1, 0, 4),
         piece("b", "k", 9, 1, 0, 4),

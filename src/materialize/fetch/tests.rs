@@ -123,7 +123,8 @@ fn neighbours_are_read_at_once_up_to_a_limit() {
             size: 1 << 30,
             modified: Timestamp::from_micros(1),
         };
-        Arc::new(Object::new(cache.number_object(), "", &listed))
+        let store = MemoryStore::new();
+        Arc::new(Object::new(cache.number_object(), &*store, &listed))
     };
     let (one, two) = (object("one"), object("two"));
     let at = |object: &Arc<Object>, offset, length| Request {

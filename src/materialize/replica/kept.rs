@@ -144,7 +144,7 @@ async fn a_kept_claim_that_does_not_fit_is_read_again() {
         claim.host = "other".to_owned();
         let wrong = claim.encode();
         assert!(wrong.len() == bytes.len() && wrong != bytes);
-        let identity = Identity::new(store.location(), key, *size, listed.modified);
+        let identity = Identity::new(&*store, &listed);
         disk.put(vec![(identity.piece(0, *size), wrong.into())]);
         claims += 1;
     }

@@ -156,7 +156,7 @@ fn large_overlay(number: ObjectNumber) -> Built {
         size: 1,
         modified: Timestamp::from_micros(1),
     };
-    let object = Arc::new(Object::new(number, "", &listed));
+    let object = Arc::new(Object::new(number, &*MemoryStore::new(), &listed));
     let second = Txid::FIRST.next();
     let pages = u32::try_from(OVERLAY_BYTES / 16 * 6 / 10).unwrap();
     let versions: Vec<_> = (1..=pages)
