@@ -24,6 +24,7 @@ mod world;
 
 use crate::daemon::simulation::reader::Wrong;
 use crate::daemon::simulation::world::World;
+use crate::format::sample::{number, soak};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -35,19 +36,13 @@ const WRONG_MAX: usize = 30;
 /// A schedule to play in a new world.
 type Play<'a> = &'a (dyn Fn(&mut World) -> Result<(), Wrong> + Sync);
 
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    let number = text.parse();
-    Some(number.unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
-}
-
 /// Plays so many schedules, one of them if `SQLREPL_SEED` says which.
 fn play_schedules(schedules: u64, play: Play) {
     if let Some(seed) = number("SQLREPL_SEED") {
         show_log();
         return play_one(seed, play).unwrap_or_else(|wrong| panic!("{wrong}"));
     }
-    let schedules = schedules * number("SQLREPL_SOAK").unwrap_or(1);
+    let schedules = schedules * soak();
     on_all_cores(schedules, &|seed| {
         let played = play_one(seed, play);
         played.map_err(|wrong| format!("{wrong} (SQLREPL_SEED={seed})"))

@@ -1,4 +1,4 @@
-//! Made-up parts of objects for tests all over the crate.
+//! Made-up parts of objects for tests all over the crate, and how much is tested.
 
 use crate::format::container::{Header, Kind, ScratchFile};
 use crate::format::ids::{
@@ -12,6 +12,18 @@ pub(crate) fn txid(number: u64) -> Txid {
 
 pub(crate) fn pgno(number: u32) -> Pgno {
     Pgno::new(number).unwrap()
+}
+
+/// A number that a variable of the environment has.
+pub(crate) fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    let number = text.parse();
+    Some(number.unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
+}
+
+/// How many times more than in a normal run: `SQLREPL_SOAK`, 1 by default.
+pub(crate) fn soak() -> u64 {
+    number("SQLREPL_SOAK").unwrap_or(1)
 }
 
 /// A scratch file in memory.

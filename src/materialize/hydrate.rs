@@ -193,6 +193,38 @@ async fn keep(moment: &Weak<Database>, blocks: Vec<WantedBlock>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::materialize::cache::BlockCache;
+    use crate::materialize::disk::CACHE_BYTES_MIN;
+    use crate::materialize::disk::tests::open as open_disk;
+    use crate::materialize::model::Writer;
+    use crate::materialize::replica::Replica;
+    use crate::storage::memory::MemoryStore;
+
+    #[tokio::test]
+    async fn a_moment_that_would_fill_most_of_the_cache_is_not_fetched_whole() {
+        const PAGE_BYTES: u64 = 4096;
+        let half = CACHE_BYTES_MIN / 2 / PAGE_BYTES;
+        for (pages, is_fetched) in [(half, true), (half + 1, false)] {
+            let store = MemoryStore::new();
+            let pages = u32::try_from(pages).unwrap();
+            let mut writer = Writer::new(store.clone(), 3, 1, PAGE_BYTES as u32, pages).await;
+            writer.exact_snapshot(false).await;
+            let directory = tempfile::tempdir().unwrap();
+            let disk = open_disk(directory.path(), CACHE_BYTES_MIN).await;
+            let options = HydrateOptions {
+                when: Hydrate::Always,
+                limit: u64::MAX,
+            };
+            let cache = Arc::new(BlockCache::over(disk, options, 1 << 20));
+            let replica = Replica::new(store, cache);
+            replica.refresh().await.unwrap();
+            let database = replica.open(&writer.points()[0]).await.unwrap();
+            assert_eq!(database.size(), u64::from(pages) * PAGE_BYTES);
+            let misses = database.misses();
+            let begun = misses.is_fetched || misses.fetched > 0;
+            assert_eq!(begun, is_fetched, "{pages} pages");
+        }
+    }
 
     /// Misses as `<seconds> <blocks>` of a moment of so many MiB: when it is fetched.
     #[track_caller]

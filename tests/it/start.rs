@@ -634,7 +634,14 @@ mount --bind dev/fuse /dev/fuse
 chmod 600 dev/fuse
 refused mount --daemon replicas mnt
 chmod 666 dev/fuse
+# Whatever the machine's own file says.
+echo > fuse.conf
+mount --bind fuse.conf /etc/fuse.conf
 refused mount --daemon --allow-other replicas mnt
+echo user_allow_other > fuse.conf
+as_user $sqlrepl mount --daemon --allow-other replicas mnt
+ls mnt
+as_user $sqlrepl umount mnt
 
 as_user $sqlrepl mount --daemon replicas mnt
 as_user sqlite3 mnt/app/latest.db 'SELECT count(*) FROM t'
@@ -666,7 +673,7 @@ show
         )
     };
     let expect = [
-        "100\nnobody".to_owned(),
+        "app\n100\nnobody".to_owned(),
         line("user_id=65534,group_id=65534,default_permissions"),
         "100".to_owned(),
         line("user_id=0,group_id=0,default_permissions,allow_other"),

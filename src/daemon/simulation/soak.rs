@@ -2,10 +2,10 @@
 //! is listed thins out with age, and the replica grows no more.
 
 use crate::config::settings::Retention;
-use crate::daemon::simulation::number;
 use crate::daemon::simulation::reader::Wrong;
 use crate::daemon::simulation::world::World;
 use crate::format::ids::{GenerationId, Timestamp, Txid};
+use crate::format::sample::soak;
 use crate::maintain::keeper::KeepSettings;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +15,7 @@ const DAY: i64 = 24 * HOUR;
 
 /// Days that are played.
 pub(super) fn days() -> u64 {
-    10 * number("SQLREPL_SOAK").unwrap_or(1).min(6)
+    10 * soak().min(6)
 }
 
 /// Every commit of a day, then one an hour for two more, then one a day for five.

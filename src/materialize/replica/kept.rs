@@ -18,6 +18,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What is kept in memory: less than what is read.
@@ -124,6 +125,35 @@ async fn wrong_bytes_of_a_store_are_not_kept() {
     store.heal();
     read(&store, directory.path(), &moments).await;
     assert_eq!(read(&store, directory.path(), &moments).await, 0);
+}
+
+/// How often a new process reads claims from the store.
+async fn claims_read(store: &Arc<FaultStore>, directory: &Path) -> u64 {
+    let reads = Arc::<AtomicU64>::default();
+    let counted = Arc::clone(&reads);
+    store.set_rule(move |call| {
+        let is_claim = call.verb == Verb::GetRange && call.key.ends_with("/claim");
+        // ORDERING: nothing else hangs on it.
+        counted.fetch_add(is_claim.into(), Ordering::Relaxed);
+        None
+    });
+    read(store, directory, &[]).await;
+    reads.load(Ordering::Relaxed)
+}
+
+#[tokio::test]
+async fn a_claim_is_kept_when_the_segment_that_goes_on_from_it_confirms_it() {
+    let store = FaultStore::new(MemoryStore::new());
+    let mut writer = Writer::new(store.clone(), 31, 1, 512, 20).await;
+    writer.exact_snapshot(false).await;
+    let directory = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        assert_eq!(claims_read(&store, directory.path()).await, 1);
+    }
+    writer.commit();
+    writer.upload().await;
+    assert_eq!(claims_read(&store, directory.path()).await, 1);
+    assert_eq!(claims_read(&store, directory.path()).await, 0);
 }
 
 #[tokio::test]

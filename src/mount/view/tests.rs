@@ -569,20 +569,79 @@ async fn a_directory_that_grows_while_it_is_read_neither_skips_nor_repeats() {
 }
 
 #[tokio::test]
-async fn a_directory_goes_on_behind_a_line_that_is_gone() {
+async fn a_directory_of_many_lines_grows_between_its_parts_and_none_is_skipped_or_repeated() {
     let (world, mut app) = World::with_app().await;
+    let second = |n: i64| Timestamp::from_micros(at("14:00:00").micros() + n * 1_000_000);
+    app.commits(&(0..200).map(second).collect::<Vec<_>>(), 2)
+        .await;
+    world.clock.set("18:00:10");
+    world.latest().await;
+    let mut commits = 4 + 200;
+    for (fixed, name) in [(2 + 3, "app"), (2, "app/by-txid")] {
+        let directory = world.walk(name).await;
+        let first = |how| world.view.list(directory, 0, how);
+        let mut read = world.ask(first).await.unwrap();
+        let mut parts = 1;
+        loop {
+            let last = read.last().unwrap().cookie;
+            let more = world.lines_after(directory, last).unwrap();
+            if more.is_empty() {
+                break;
+            }
+            read.extend(more);
+            parts += 1;
+            if parts < 4 {
+                app.commits(&[second(commits)], 2).await;
+                commits += 1;
+                world.clock.set(&format!("18:{parts}0:{fixed}0"));
+                world.latest().await;
+            }
+        }
+        assert!(parts > 3, "{parts} parts");
+        // With that of the snapshot.
+        assert_eq!(read.len() as i64, fixed + 1 + commits, "{name}");
+        let names: Vec<String> = read.into_iter().map(|line| line.name).collect();
+        assert_eq!(names[2..], world.names(directory).await, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_directory_goes_on_behind_a_line_that_is_gone() {
+    let (world, _app) = World::with_app().await;
     let directory = world.app().await;
     for listed in [directory, world.walk("app/by-txid").await] {
         let lines = world.list(listed).await.unwrap();
         let last = lines.last().unwrap();
         assert_eq!(world.lines_after(listed, last.cookie).unwrap(), []);
     }
+    // The cookie of a line that another directory has, and this one never had.
     let hour = world.walk("app/by-time/2026/11/20/13").await;
-    let gone = world.list(directory).await.unwrap();
-    let gone = gone.iter().find(|line| line.name.contains("T11")).unwrap();
-    let next = world.lines_after(hour, gone.cookie).unwrap();
+    let elsewhere = world.list(directory).await.unwrap();
+    let elsewhere = elsewhere.iter().find(|line| line.name.contains("T11"));
+    let next = world.lines_after(hour, elsewhere.unwrap().cookie).unwrap();
     assert!(next[0].name.contains("T13"), "{}", next[0].name);
-    app.commit("14:00:00", 2).await;
+    // Another writer goes on from the second commit: times mean its commits from there on.
+    let cookies = world.list(directory).await.unwrap();
+    let app = world.source.below("app");
+    let mut other = History::begin(&app, 2, Some((1, 3)), "14:00:00").await;
+    other.commit("15:00:00", 2).await;
+    world.clock.set("18:00:10");
+    world.latest().await;
+    let names = |lines: Vec<Line>| -> Vec<String> {
+        lines
+            .into_iter()
+            .map(|line| line.name[11..16].to_owned())
+            .collect()
+    };
+    let (mut gone, mut rest) = (0, Vec::new());
+    for line in cookies.iter().filter(|line| line.name.contains("T1")) {
+        let is_there = world.names(directory).await.contains(&line.name);
+        gone += usize::from(!is_there);
+        rest.push(names(world.lines_after(directory, line.cookie).unwrap()));
+    }
+    assert_eq!(gone, 2);
+    let (ours, theirs) = (["11-00", "14-00", "15-00"], ["14-00", "15-00"]);
+    assert_eq!(rest, [&ours[..], &theirs, &theirs, &theirs]);
     // A restore point of a generation that nobody was shown.
     let nobodys = 1 << 62 | 77 << 40 | 1;
     assert_eq!(world.lines_after(hour, nobodys).unwrap(), []);

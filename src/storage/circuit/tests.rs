@@ -3,6 +3,7 @@ use crate::storage::conformance::check_store;
 use crate::storage::fault::{Fault, FaultStore, Verb, every};
 use crate::storage::memory::MemoryStore;
 use futures_util::future::join_all;
+use std::io;
 
 /// Plays a script of events, each `<seconds> <what>`, and says what each read was told. What a
 /// probe fails with is in capitals.
@@ -223,4 +224,82 @@ async fn answers_that_are_no_success_do_not_open_it() {
         let error = store.get_range("other", 0, 3).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_replica_of_a_store_has_a_circuit_of_its_own() {
+    let (faults, store) = store().await;
+    let [away, here] = ["away", "here"].map(|name| store.below(name));
+    for store in [&away, &here] {
+        let body = Body::Bytes(Bytes::from_static(b"abc"));
+        store.put("key", body).await.unwrap();
+    }
+    faults.set_rule(|call| {
+        let refused = Fault::Refuse(ErrorKind::Unavailable);
+        call.key.starts_with("away/").then_some(refused)
+    });
+    for _ in 0..FAILURES {
+        away.get_range("key", 0, 3).await.unwrap_err();
+    }
+    let calls = faults.counts(Verb::GetRange).calls;
+    for _ in 0..3 {
+        // Asked for before each read, whichever object it is of.
+        for key in ["key", "other"] {
+            let error = away.get_range(key, 0, 3).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+        }
+    }
+    assert_eq!(faults.counts(Verb::GetRange).calls, calls);
+    assert!(here.get_range("key", 0, 3).await.is_ok());
+    assert!(store.get_range("key", 0, 3).await.is_ok());
+}
+
+/// What is logged, line by line.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_says_once_when_the_store_is_away_and_once_when_it_is_back() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let (faults, store) = store().await;
+    faults.set_rule(every(Fault::Refuse(ErrorKind::Unavailable)));
+    let mut failed = 0;
+    for _ in 0..3 {
+        failed += twenty(&store).await.0;
+        tokio::time::sleep(PAUSE_MAX).await;
+    }
+    assert_eq!(failed, 60);
+    faults.heal();
+    assert_eq!(twenty(&store).await.0, 0);
+    assert_eq!(twenty(&store).await.0, 0);
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<&str> = log.lines().map(str::trim_start).collect();
+    let [away, back] = lines.as_slice() else {
+        panic!("two lines: {log}");
+    };
+    let says = "WARN memory is away, reads of it fail at once until it answers: ";
+    assert!(
+        away.starts_with(says) && away.contains("refused, as told"),
+        "{away}"
+    );
+    assert_eq!(*back, "INFO memory answers again");
 }

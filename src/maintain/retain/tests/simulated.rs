@@ -8,6 +8,7 @@ use super::words::{generation, listed, policy, sort, txid};
 use super::*;
 use crate::format::container::Parent;
 use crate::format::ids::{ObjectId, Pgno};
+use crate::format::sample::soak;
 use crate::format::snapshot::Home;
 use crate::maintain::survey::{SegmentInside, SnapshotInside, Surveyed, SurveyedSnapshot};
 use crate::storage::catalog::{Held, PartListing, SegmentListing, SnapshotListing};
@@ -565,12 +566,6 @@ impl World {
     }
 }
 
-/// How many times more than in a normal run.
-fn soak() -> u32 {
-    let soak = std::env::var("SQLREPL_SOAK");
-    soak.map_or(1, |times| times.parse().expect("SQLREPL_SOAK is a number"))
-}
-
 fn is_complete(survey: &Survey, snapshot: &SurveyedSnapshot) -> bool {
     let is_listed = |key: &str| {
         survey.generations.values().any(|surveyed| {
@@ -673,7 +668,7 @@ fn resolve(survey: &Survey, open: &Open, time: Timestamp) -> Option<(GenerationI
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(800 * soak()))]
+    #![proptest_config(ProptestConfig::with_cases(800 * soak() as u32))]
     #[test]
     fn what_the_policy_keeps_can_be_opened_for_as_long_as_it_says(seed in any::<u64>()) {
         let mut world = World::new(seed);
