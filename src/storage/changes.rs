@@ -157,6 +157,10 @@ impl Store for Recorded {
         self.inner.location()
     }
 
+    fn server(&self) -> &str {
+        self.inner.server()
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         self.inner.below(name)
     }

@@ -250,6 +250,10 @@ impl Store for Informed {
         self.inner.location()
     }
 
+    fn server(&self) -> &str {
+        self.inner.server()
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         self.inner.below(name)
     }
