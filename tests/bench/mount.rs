@@ -1,20 +1,18 @@
-//! `make bench` of the mount: warm against the plain file on the same disk, cold against a store
-//! that is some way off, many moments of one database, and a million restore points.
+//! `make bench` of the mount: warm against the plain file on the same disk, and many moments of one
+//! database.
 
-use super::history::{long_replica, timelines};
-use super::{Row, highest, in_turns, median, megabytes, ratio, seconds};
-use crate::s3_server::Counts;
+mod cold;
+mod names;
+
+use super::{Row, in_turns, ratio, seconds};
 use crate::world::World;
 use crate::writer::Dice;
+pub(super) use cold::cold;
+use cold::total;
+pub(super) use names::{names, ten_million};
 use rusqlite::{Connection, OpenFlags};
 use std::fs;
-use std::io::Read;
-use std::ops::Range;
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-/// What each request takes longer where the store is some way off.
-const AWAY: Duration = Duration::from_millis(25);
 
 /// Bytes of pages that a mount keeps here.
 const CACHE: u64 = 64 << 20;
@@ -120,91 +118,6 @@ pub(super) fn warm() -> Vec<Row> {
     rows
 }
 
-fn total(counts: &Counts) -> u64 {
-    counts.calls.values().sum()
-}
-
-/// What some work in a mount took that was just started.
-struct Cold {
-    seconds: f64,
-    memory: f64,
-    said: String,
-}
-
-/// Mounts anew, so that nothing is warm, and works with every request this much slower.
-fn measure(world: &World, latency: Duration, work: &(dyn Fn(&Path) + Sync)) -> Cold {
-    let mount = world.mount_at(&format!("mount --page-cache {CACHE} replicas mnt"));
-    world.server().set(|settings| settings.latency = latency);
-    world.server().reset();
-    let mut took = 0.0;
-    let memory = highest(&mount.program, || {
-        took = seconds(|| work(&world.path("mnt/app/now.db")));
-    });
-    let counts = world.server().counts();
-    world
-        .server()
-        .set(|settings| settings.latency = Duration::ZERO);
-    let (calls, sent) = (total(&counts), counts.sent as f64 / 1e6);
-    Cold {
-        seconds: took,
-        memory,
-        said: format!("{calls} requests, {sent:.1} MB"),
-    }
-}
-
-fn read_all(path: &Path) {
-    let mut file = fs::File::open(path).unwrap();
-    let mut buffer = vec![0; 1 << 20];
-    while file.read(&mut buffer).unwrap() > 0 {}
-}
-
-/// Cold: 1 GB, with the store on loopback and some way off.
-pub(super) fn cold() -> Vec<Row> {
-    const ROWS: u32 = 950_000;
-    let world = World::alone_on_s3();
-    replicated(&world, ROWS);
-    let size = fs::metadata(world.path("app.db")).unwrap().len();
-    let ids = random_ids(2, 1_000, ROWS);
-    let ask = |count: usize| {
-        let ids = &ids[..count];
-        move |path: &Path| points(&open(path), ids.iter().copied())
-    };
-    let memory = |cold: &Cold| {
-        let met = cold.memory <= (64 << 20) as f64 + CACHE as f64;
-        megabytes("  memory meanwhile", cold.memory, "<= 64 MB + cache", met)
-    };
-    let mut rows = Vec::new();
-    for (latency, what) in [
-        (Duration::ZERO, "first point query of 1 GB, cold"),
-        (AWAY, "first point query of 1 GB, 25 ms away"),
-    ] {
-        let is_away = latency == AWAY;
-        let target = |target| if is_away { target } else { "" };
-        let mut firsts: Vec<Cold> = (0..super::RUNS)
-            .map(|_| measure(&world, latency, &ask(1)))
-            .collect();
-        firsts.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-        let first = firsts.swap_remove(super::RUNS / 2);
-        let limit = if is_away { 0.2 } else { f64::INFINITY };
-        rows.push(milliseconds(what, first.seconds, target("<= 200 ms"), limit).beside(first.said));
-        let random = measure(&world, latency, &ask(1_000));
-        let row = milliseconds("  1,000 random points", random.seconds, "", f64::INFINITY);
-        rows.push(memory(&random));
-        rows.push(row.beside(random.said));
-        let scan = measure(&world, latency, &read_all);
-        let speed = size as f64 / 1e6 / scan.seconds;
-        rows.push(memory(&scan));
-        rows.push(Row {
-            what: "  a full scan",
-            figure: format!("{speed:.0} MB/s"),
-            target: target(">= 150 MB/s"),
-            met: !is_away || speed >= 150.0,
-            beside: scan.said,
-        });
-    }
-    rows
-}
-
 fn milliseconds(what: &'static str, seconds: f64, target: &'static str, limit: f64) -> Row {
     Row {
         what,
@@ -256,74 +169,4 @@ pub(super) fn moments() -> Vec<Row> {
     let beside = format!("{} / {}, {took:.1} s", requests[MOMENTS - 1], requests[0]);
     let what = "requests of 100 moments / those of the first";
     vec![ratio(what, figure, "<= 1.5", figure <= 1.5).beside(beside)]
-}
-
-/// Names in a directory with a million restore points.
-pub(super) fn names() -> Vec<Row> {
-    const COMMITS: u64 = 1_000_000;
-    let world = World::alone();
-    let folder = world.path("long");
-    fs::create_dir(&folder).unwrap();
-    let first = long_replica(&folder, COMMITS);
-    let whats = [
-        "ls of 1,000,000 restore points",
-        "  lookup of a random time",
-        "  memory meanwhile",
-    ];
-    let last = first.micros() + COMMITS as i64 * 100_000;
-    look(&world, whats, first.micros()..last)
-}
-
-/// The same with ten million, at random times, in segments of half a million each.
-pub(super) fn ten_million() -> Vec<Row> {
-    let world = World::alone();
-    let folder = world.path("long");
-    fs::create_dir(&folder).unwrap();
-    let (first, last) = timelines(&folder, 20, 500_000);
-    let whats = [
-        "ls of 10,000,000 restore points",
-        "  lookup of a random time",
-        "  memory meanwhile",
-    ];
-    look(&world, whats, first.micros()..last.micros())
-}
-
-/// Looks into a directory, and for random times.
-fn look(world: &World, whats: [&'static str; 3], times: Range<i64>) -> Vec<Row> {
-    let mount = world.mount_at(&format!("mount --page-cache {CACHE} long/replica mnt"));
-    let directory = world.path("mnt/replica");
-    let list = || fs::read_dir(&directory).unwrap().count();
-    let mut listed = 0;
-    let mut first = 0.0;
-    let memory = highest(&mount.program, || first = seconds(|| listed = list()));
-    let listing = median(
-        (0..super::RUNS)
-            .map(|_| seconds(|| listed = list()))
-            .collect(),
-    );
-    let mut dice = Dice(5);
-    let found = |name: &str| {
-        let start = Instant::now();
-        fs::metadata(directory.join(name)).unwrap();
-        start.elapsed().as_secs_f64()
-    };
-    let span = (times.end - times.start) as u64 / 1_000_000;
-    let times: Vec<f64> = (0..1_000)
-        .map(|_| {
-            let seconds = times.start / 1_000_000 + dice.roll(span) as i64;
-            found(&format!("@{seconds}.db"))
-        })
-        .collect();
-    let slowest = times.iter().copied().fold(0.0, f64::max);
-    let lookup = median(times);
-    let limit = (64 << 20) as f64 + CACHE as f64;
-    vec![
-        milliseconds(whats[0], listing, "<= 50 ms", 0.05).beside(format!(
-            "{listed} lines; the first look {:.0} ms",
-            first * 1e3
-        )),
-        milliseconds(whats[1], lookup, "<= 5 ms", 0.005)
-            .beside(format!("the slowest {:.2} ms", slowest * 1e3)),
-        megabytes(whats[2], memory, "<= 64 MB + cache", memory <= limit),
-    ]
 }
