@@ -43,6 +43,7 @@ fn table() {
         ("restore", restore_against_copy),
         ("warm", mount::warm),
         ("cold", mount::cold),
+        ("litestream", mount::litestream),
         ("moments", mount::moments),
         ("names", mount::names),
         ("ten-million", mount::ten_million),

@@ -106,21 +106,29 @@ fn copying_programs_copy_a_moment_byte_for_byte() {
     assert_eq!(again, "");
 }
 
-/// DuckDB in a virtual environment of its own, installed once for each checkout.
-fn duckdb() -> PathBuf {
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("duckdb-1.5.5");
+/// The Python of a virtual environment with packages from PyPI, installed once for each checkout;
+/// or what went wrong.
+pub(crate) fn python_with(environment: &str, packages: &[&str]) -> Result<PathBuf, Output> {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(environment);
     let python = place.join("bin/python");
     let whole = place.join("whole");
     if !whole.exists() {
-        run(Command::new("/usr/bin/python3")
-            .args(["-m", "venv"])
-            .arg(&place))
-        .ok();
+        let venv = ["-m", "venv"];
+        succeeds(Command::new("/usr/bin/python3").args(venv).arg(&place))?;
         let install = ["-m", "pip", "install", "--quiet"];
-        run(Command::new(&python).args(install).args(DUCKDB)).ok();
+        succeeds(Command::new(&python).args(install).args(packages))?;
         fs::write(whole, "").unwrap();
     }
-    python
+    Ok(python)
+}
+
+fn succeeds(command: &mut Command) -> Result<(), Output> {
+    let output = run(command);
+    if output.code == 0 {
+        Ok(())
+    } else {
+        Err(output)
+    }
 }
 
 #[test]
@@ -136,7 +144,10 @@ for n, name in enumerate(sys.argv[1:]):
 print(db.execute('SELECT count(*) FROM m0.t').fetchone())
 print(db.execute('SELECT a.id, a.v::VARCHAR, b.v::VARCHAR FROM m0.t a JOIN m1.t b USING (id) '
                  'WHERE a.v <> b.v ORDER BY 1').fetchall())";
-    let python = duckdb();
+    let python = match python_with("duckdb-1.5.5", &DUCKDB) {
+        Ok(python) => python,
+        Err(output) => panic!("{output}"),
+    };
     let arguments = ["-c", script, &file(&points[1]), &file(&points[3])];
     let printed: Output = world.run(python.to_str().unwrap(), &arguments);
     assert_eq!(
