@@ -5,11 +5,11 @@ use crate::world::{World, walk};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-const MOUNT: &str = "mount replicas mnt --cache-dir cache --cache-size";
-const QUERY: &str = "SELECT count(*), sum(length(v)), max(id) FROM t";
+pub(crate) const MOUNT: &str = "mount replicas mnt --cache-dir cache --cache-size";
+pub(crate) const QUERY: &str = "SELECT count(*), sum(length(v)), max(id) FROM t";
 
 /// A replica of some 4 MB with a few versions of each row; its daemon has ended.
-fn history() -> World {
+pub(crate) fn history() -> World {
     let world = World::on_s3();
     world.sample();
     let mut daemon = world.daemon();
@@ -179,47 +179,6 @@ fn the_cache_keeps_its_size_and_a_full_disk_turns_it_off() {
     world.run("umount", &["full"]).ok();
     assert_eq!(said, world.sql("app.db", QUERY));
     assert_eq!(warnings, 1, "{}", mount.program.stderr());
-}
-
-/// README: "With `--hydrate auto`, a moment whose reads wait for the store again and again is
-/// fetched whole into the cache directory, in few requests, while it is read."
-#[test]
-fn a_moment_that_is_read_here_and_there_is_fetched_whole() {
-    let world = history();
-    let mut daemon = world.daemon();
-    world.sql("app.db", "UPDATE t SET v = randomblob(200000)");
-    world.sync();
-    assert_eq!(daemon.term(), 0);
-    let asked = |mount: &str, ids: &[u64], whole: bool| {
-        let mut mount = world.mount_at(mount);
-        let mut said = Vec::new();
-        for (n, id) in ids.iter().enumerate() {
-            let query = format!("SELECT hex(substr(v, 9000, 8)) FROM t WHERE id = {id}");
-            said.push(world.sql("mnt/app/latest.db", &query));
-            if whole && n == 50 {
-                mount.program.wait_says("fetched all of ");
-            }
-        }
-        assert_eq!(mount.interrupt(), 0);
-        said
-    };
-    let ids: Vec<u64> = (1..=200).map(|n| n * 79 % 200 + 1).collect();
-    world.server().reset();
-    let never = asked(&format!("{MOUNT} 1GiB --hydrate never"), &ids, false);
-    let without = world.server().counts().calls[&Verb::Get];
-    fs::remove_dir_all(world.path("cache")).unwrap();
-    world.server().reset();
-    let auto = asked(&format!("{MOUNT} 1GiB"), &ids, true);
-    let with = world.server().counts().calls[&Verb::Get];
-    assert_eq!(auto, never);
-    assert!(with < without / 2, "{with} requests, and {without} without");
-    world.server().reset();
-    assert_eq!(asked(&format!("{MOUNT} 1GiB"), &ids, false), never);
-    let mut mount = world.mount_at(&format!("{MOUNT} 1GiB"));
-    world.run("cp", &["mnt/app/latest.db", "copied.db"]).ok();
-    assert_eq!(mount.interrupt(), 0);
-    assert_eq!(world.server().counts().calls.get(&Verb::Get), None);
-    assert_eq!(world.sql("copied.db", QUERY), world.sql("app.db", QUERY));
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod disk_cache;
 mod exact;
 mod fleet;
 mod hangs;
+mod hydrate;
 mod informed;
 mod lineage;
 mod listing;
