@@ -37,7 +37,7 @@ type Measure = fn() -> Vec<Row>;
 #[test]
 #[ignore = "make bench runs it, alone and with optimisation"]
 fn table() {
-    let parts: [(&str, Measure); 20] = [
+    let parts: [(&str, Measure); 21] = [
         ("pace", writer_at_a_pace),
         ("speed", writer_at_full_speed),
         ("restore", restore_against_copy),

@@ -94,7 +94,7 @@ async fn read(
 
 fn object(fetcher: &Fetcher, listed: &SegmentListing) -> Arc<Object> {
     let number = fetcher.cache.number_object();
-    Arc::new(Object::new(number, "", &listed.object))
+    Arc::new(Object::new(number, &*MemoryStore::new(), &listed.object))
 }
 
 #[tokio::test]
