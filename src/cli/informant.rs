@@ -75,7 +75,8 @@ impl Spools {
         }
         let database = Path::new(&claim.path);
         let known = self.known.get(database).cloned();
-        Some(known.unwrap_or_else(|| default_meta_path(database)))
+        let beside = || database.is_absolute().then(|| default_meta_path(database));
+        known.or_else(beside)
     }
 }
 
@@ -121,5 +122,6 @@ mod tests {
         let beside = "/data/.shop.db-sqlrepl";
         assert_eq!(of("here", "/data/shop.db"), Some(beside.into()));
         assert_eq!(of("elsewhere", "/data/app.db"), None);
+        assert_eq!(of("here", "shop.db"), None);
     }
 }

@@ -241,10 +241,13 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
         notify::stopping();
         let began = Instant::now();
         tokio::spawn(async move {
-            while began.elapsed() < SAME_WISH {
+            loop {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
+                }
+                if began.elapsed() >= SAME_WISH {
+                    break;
                 }
             }
             tracing::warn!("second signal: ended at once");

@@ -6,16 +6,18 @@ use crate::error::{Error, Result};
 use crate::storage::blocking::blocking;
 use crate::storage::changes::Mark;
 use crate::storage::informed::News;
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Component, Path};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Take};
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::Instrument;
@@ -30,6 +32,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who only wants to save a request waits no longer than one takes.
 const NEWS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Threads that ask at a time, or wait for file systems that do not answer.
+static CONNECTING: Semaphore = Semaphore::const_new(32);
+
+/// The longest answer: 1,000 databases, or all that is noted of changes.
+const ANSWER_BYTES: u64 = 64 << 20;
 
 /// The longest request.
 const REQUEST_BYTES: u64 = 64 << 10;
@@ -71,7 +79,12 @@ struct Address {
 
 impl Address {
     fn of(meta_path: &Path) -> std::io::Result<Self> {
-        let directory = File::open(meta_path)?;
+        // Whatever else lies there is not opened.
+        let flags = OFlag::O_DIRECTORY.bits();
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(meta_path)?;
         let path = format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd());
         Ok(Self {
             _directory: directory,
@@ -245,10 +258,14 @@ pub async fn news(meta_path: &Path, place: &str, since: Option<Mark>) -> Result<
     let place = place.to_owned();
     let asked = Request::News { place, since };
     match ask(meta_path, &asked, NEWS_PATIENCE).await? {
-        Some(Response::News(news)) => Ok(news.map(|news| News {
-            kept: meta_path.join(&news.kept),
-            ..news
-        })),
+        Some(Response::News(news)) => {
+            let is_within = |part: Component<'_>| matches!(part, Component::Normal(_));
+            let news = news.filter(|news| news.kept.components().all(is_within));
+            Ok(news.map(|news| News {
+                kept: meta_path.join(&news.kept),
+                ..news
+            }))
+        }
         Some(other) => Err(unexpected(other)),
         None => Ok(None),
     }
@@ -283,10 +300,23 @@ async fn ask(meta_path: &Path, request: &Request, limit: Duration) -> Result<Opt
 async fn connect(meta_path: &Path) -> std::io::Result<UnixStream> {
     let place = meta_path.to_owned();
     // Its file system may be dead.
-    let opening = blocking(move || Ok(Address::of(&place)));
-    let address = timeout(PATIENCE / 2, opening).await?;
-    let address = address.map_err(std::io::Error::other)??;
-    UnixStream::connect(&address.path).await
+    let connecting = async {
+        let turn = CONNECTING.acquire().await.map_err(std::io::Error::other)?;
+        let connect = move || {
+            let _turn = turn;
+            Ok(connect_now(&place))
+        };
+        blocking(connect).await.map_err(std::io::Error::other)?
+    };
+    let stream = timeout(PATIENCE / 2, connecting).await??;
+    UnixStream::from_std(stream)
+}
+
+fn connect_now(meta_path: &Path) -> std::io::Result<std::os::unix::net::UnixStream> {
+    let address = Address::of(meta_path)?;
+    let stream = std::os::unix::net::UnixStream::connect(&address.path)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
 }
 
 /// Whether nobody listens: there is no spool, no socket in it, or that of a process that ended.
@@ -313,7 +343,7 @@ async fn converse(mut stream: UnixStream, request: &Request) -> Result<Response>
     line.push(b'\n');
     let lost = |e: std::io::Error| Error::unavailable(LOST).because(e);
     stream.write_all(&line).await.map_err(lost)?;
-    let answer = BufReader::new(&mut stream)
+    let answer = BufReader::new((&mut stream).take(ANSWER_BYTES))
         .lines()
         .next_line()
         .await
@@ -364,6 +394,17 @@ mod tests {
         assert_eq!(said.to_string(), expected("1s"));
         let said = sync(folder.path(), None, Duration::from_secs(2)).await;
         assert_eq!(said.unwrap_err().to_string(), expected("7s"));
+    }
+
+    #[tokio::test]
+    async fn what_lies_in_the_place_of_a_spool_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // Opened for reading it would wait for a writer.
+        let said = news(&pipe, "/backup/app", None).await.unwrap_err();
+        let expected = format!("ask the replicate with its spool in {}", pipe.display());
+        assert!(said.to_string().starts_with(&expected), "{said}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -27,6 +27,9 @@ const TURNS: usize = 1;
 /// An open that takes longer leaves its turn to others, and shows as trouble.
 const SLOW: Duration = Duration::from_secs(5);
 
+/// The same of all databases together: systemd gives up after 90 s.
+const ALL_SLOW: Duration = Duration::from_secs(30);
+
 /// Wait until a database that failed is tried again: the first and the longest.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -78,6 +81,8 @@ pub(super) struct Firsts {
     pub(super) outcomes: mpsc::UnboundedReceiver<bool>,
     /// Ends when each database works, has failed or takes long to start.
     pub(super) attempts: mpsc::Receiver<Infallible>,
+    /// Who waits for the process to be ready waits no longer for those.
+    pub(super) deadline: Instant,
 }
 
 impl First {
@@ -88,7 +93,12 @@ impl First {
             outcome: Some(outcome),
             attempt: Some(attempt),
         };
-        (first, Firsts { outcomes, attempts })
+        let firsts = Firsts {
+            outcomes,
+            attempts,
+            deadline: Instant::now() + ALL_SLOW,
+        };
+        (first, firsts)
     }
 
     fn is_awaited(&self) -> bool {

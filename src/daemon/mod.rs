@@ -29,6 +29,7 @@ use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout_at;
 use tracing::Instrument;
 
 /// Files that a database and its replicas have open at most, about.
@@ -80,12 +81,14 @@ pub async fn run(
     let mut ready = Some(ready);
     while down < fleet.names().len() {
         tokio::select! {
-            // Whether all are down shows before that all were looked at.
             biased;
             () = &mut stop => break,
             Some(is_up) = firsts.outcomes.recv() => down += usize::from(!is_up),
-            _ = firsts.attempts.recv(), if ready.is_some() => {
-                if let Some(ready) = ready.take() {
+            _ = timeout_at(firsts.deadline, firsts.attempts.recv()), if ready.is_some() => {
+                while let Ok(is_up) = firsts.outcomes.try_recv() {
+                    down += usize::from(!is_up);
+                }
+                if let Some(ready) = ready.take_if(|_| down < fleet.names().len()) {
                     ready();
                 }
             }

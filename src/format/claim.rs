@@ -33,9 +33,9 @@ pub struct Claim {
     pub writer_id: WriterId,
     /// The generation that it goes on from.
     pub parent: Option<Parent>,
-    /// The machine of the database, for messages.
+    /// The machine of the database, for messages and for mounts there, which ask the daemon.
     pub host: String,
-    /// The path of the database, for messages.
+    /// The path of the database, for the same.
     pub path: String,
     /// When the writer started.
     pub started: Timestamp,

@@ -4,7 +4,8 @@
 //! as what it is, block or leaf or footer, by whoever reads it; what is damaged is forgotten and
 //! read from the store. A directory that cannot be written to or is full turns the cache off, with
 //! one warning; one that does not answer in time is left alone for a while.
-//! Reading and writing block, so they happen beside the runtime; no reader waits for a write.
+//! Reading and writing block, so they happen beside the runtime. No reader waits for a write; one of
+//! a footer or a section waits a moment for its turn to be written, so that names are kept.
 //!
 //! `index` decides what lies where and what goes; `files` does it; `health` says whether to.
 
@@ -189,17 +190,22 @@ impl DiskCache {
     /// The same for whoever has time: waits until there is room for them. False if they are not
     /// kept, since the directory failed or does not answer.
     pub(crate) async fn put_in_turn(&self, pieces: Vec<(PieceKey, Bytes)>) -> bool {
-        self.put_within(pieces, PATIENCE_WITH_WRITES).await;
+        let began = Instant::now();
+        if !self.put_within(pieces, PATIENCE_WITH_WRITES).await {
+            self.stalled(began);
+        }
         !self.is_off()
     }
 
-    async fn put_within(&self, pieces: Vec<(PieceKey, Bytes)>, patience: Duration) {
-        let began = Instant::now();
+    /// False if there was no room for so long: the directory may be no more than slow.
+    async fn put_within(&self, pieces: Vec<(PieceKey, Bytes)>, patience: Duration) -> bool {
         let room = Arc::clone(&self.room).acquire_many_owned(weight(&pieces));
-        match timeout(patience, room).await {
-            Ok(room) => self.write(pieces, room.expect("it is never closed")),
-            Err(_) => self.stalled(began),
+        let room = timeout(patience, room).await;
+        let is_in_time = room.is_ok();
+        if let Ok(room) = room {
+            self.write(pieces, room.expect("it is never closed"));
         }
+        is_in_time
     }
 
     fn write(&self, pieces: Vec<(PieceKey, Bytes)>, room: OwnedSemaphorePermit) {

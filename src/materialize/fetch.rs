@@ -130,7 +130,7 @@ impl Fetcher {
     /// True if the disk cache has a block, or there is none.
     pub(crate) fn is_kept(&self, wanted: &WantedBlock) -> bool {
         let WantedBlock { object, block, .. } = wanted;
-        let piece = object.identity.piece(block.offset, block.length.into());
+        let piece = object.identity().piece(block.offset, block.length.into());
         self.cache.disk().is_none_or(|disk| disk.has(piece))
     }
 
@@ -276,20 +276,20 @@ impl Fetcher {
 
     /// A claim, if the disk cache has it.
     pub(crate) async fn kept_claim(&self, object: &Object) -> Option<Bytes> {
-        let piece = object.identity.piece(0, object.size);
+        let piece = object.identity().piece(0, object.size);
         self.cache.disk()?.get(vec![piece]).await.pop()?
     }
 
     /// Has the disk cache forget a claim; true if it had it.
     pub(crate) fn forget_claim(&self, object: &Object) -> bool {
-        let piece = object.identity.piece(0, object.size);
+        let piece = object.identity().piece(0, object.size);
         let disk = self.cache.disk().filter(|disk| disk.has(piece));
         disk.map(|disk| disk.forget(piece)).is_some()
     }
 
     /// Has the disk cache keep a claim, unless it has it.
     pub(crate) fn keep_claim(&self, object: &Object, bytes: Vec<u8>) {
-        let piece = object.identity.piece(0, object.size);
+        let piece = object.identity().piece(0, object.size);
         let disk = self.cache.disk().filter(|disk| !disk.has(piece));
         if let Some(disk) = disk.filter(|_| bytes.len() as u64 == object.size) {
             disk.put(vec![(piece, bytes.into())]);
@@ -398,8 +398,8 @@ pub(crate) async fn segment_index(
         return Ok((names, None));
     }
     let [versions] = needed_sections(store, stored, [SectionKind::Versions]).await?;
-    let table = decode_table(footer, &blocks, &versions).map_err(named)?;
-    Ok((names, Some(table)))
+    // Damage in it takes no name away: who opens a moment that needs it finds it again.
+    Ok((names, decode_table(footer, &blocks, &versions).ok()))
 }
 
 /// Reads what finds the pages of a segment.
@@ -516,7 +516,7 @@ struct Request<T> {
 impl<T> Request<T> {
     /// What the disk cache calls these bytes.
     fn piece(&self) -> PieceKey {
-        self.object.identity.piece(self.offset, self.length)
+        self.object.identity().piece(self.offset, self.length)
     }
 
     /// They, of bytes that begin at `start` in the object.

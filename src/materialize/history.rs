@@ -14,7 +14,7 @@ use crate::format::ids::{
     GenerationId, ObjectHash, ObjectId, PageSize, RestorePoint, Timestamp, Txid,
 };
 use crate::format::snapshot::MapRoot;
-use crate::materialize::cache::ObjectNumber;
+use crate::materialize::cache::{ObjectNumber, locked};
 use crate::materialize::disk::Identity;
 use crate::materialize::plan::{self, Base, Break, Line, Plan, Reach, Shape, Unplanned, Why};
 use crate::materialize::timeline::{Point, Timeline};
@@ -34,8 +34,8 @@ pub(crate) struct Object {
     pub(crate) key: String,
     /// Bytes.
     pub(crate) size: u64,
-    /// What the disk cache calls it.
-    pub(crate) identity: Identity,
+    /// What the disk cache calls it, as the last listing has it.
+    identity: Mutex<Identity>,
     is_gone: AtomicBool,
 }
 
@@ -46,9 +46,19 @@ impl Object {
             number,
             key: listed.key.clone(),
             size: listed.size,
-            identity: Identity::new(store, listed),
+            identity: Mutex::new(Identity::new(store, listed)),
             is_gone: AtomicBool::new(false),
         }
+    }
+
+    /// What the disk cache calls it.
+    pub(crate) fn identity(&self) -> Identity {
+        *locked(&self.identity)
+    }
+
+    /// Another listing shows it: the time of an object that only its writer told of may differ.
+    pub(crate) fn set_listed(&self, store: &dyn Store, listed: &Listed) {
+        *locked(&self.identity) = Identity::new(store, listed);
     }
 
     /// True once a listing no longer showed it.

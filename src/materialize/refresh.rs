@@ -308,10 +308,14 @@ impl Loader {
         self.segments
             .retain(|key, _| self.objects.contains_key(key));
         for object in catalog.generations.values().flat_map(objects) {
-            if !self.objects.contains_key(&object.key) {
-                let number = self.fetcher.cache.number_object();
-                let known = Object::new(number, &*self.fetcher.store, object);
-                self.objects.insert(object.key.clone(), Arc::new(known));
+            let store = &*self.fetcher.store;
+            match self.objects.get(&object.key) {
+                Some(known) => known.set_listed(store, object),
+                None => {
+                    let number = self.fetcher.cache.number_object();
+                    let known = Object::new(number, store, object);
+                    self.objects.insert(object.key.clone(), Arc::new(known));
+                }
             }
         }
     }

@@ -185,7 +185,11 @@ impl Replica {
         let old = self.state();
         if let Some(Refreshed { catalog, histories }) = loader.refresh(&old.histories).await? {
             let state = Arc::new(State { catalog, histories });
-            *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+            let mut known = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            let before = std::mem::replace(&mut *known, state);
+            // Freeing it takes its time, and others wait for the lock.
+            drop(known);
+            drop(before);
         }
         self.set_located(None);
         Ok(())

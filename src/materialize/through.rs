@@ -34,7 +34,7 @@ where
     let through = Arc::new(Through {
         store: Arc::clone(store),
         disk: Arc::clone(disk),
-        identity: object.identity,
+        identity: object.identity(),
         taken: Mutex::default(),
     });
     let mut result = read(Arc::clone(&through) as Arc<dyn Store>).await;

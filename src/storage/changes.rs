@@ -17,8 +17,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// So many changes are noted in an epoch, about 1 MB; one more begins another epoch.
-pub const CHANGES: usize = 4096;
+/// So many changes are noted in an epoch, about 100 KB; one more begins another epoch.
+pub const CHANGES: usize = 512;
 
 /// A change of a replica's listing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,10 +25,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// What a daemon says holds so long without a look at the store itself. And a daemon that does not
 /// answer is asked again after it.
 const BELIEVED: Duration = Duration::from_secs(60);
+
+/// How long a read of what a daemon keeps may take.
+const KEPT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a daemon says of a replica that it writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +94,8 @@ struct Shared {
     claim: Option<Arc<Claim>>,
     /// Where the daemon that informs keeps segments; `None` while none does.
     kept: Option<Arc<KeptElsewhere>>,
+    /// That place did not answer once: it is left alone.
+    is_stuck: bool,
 }
 
 impl Known {
@@ -225,7 +231,10 @@ impl Informed {
 
     /// These bytes of an object, if the daemon keeps it.
     async fn kept(&self, key: &str, offset: u64, length: u64) -> Option<Bytes> {
-        let kept = self.shared().kept.clone()?;
+        let kept = {
+            let shared = self.shared();
+            shared.kept.clone().filter(|_| !shared.is_stuck)?
+        };
         let is_segment = |key: &Key| {
             matches!(
                 key.object,
@@ -233,7 +242,16 @@ impl Informed {
             )
         };
         let key = Key::parse(key).filter(is_segment)?;
-        let read = blocking(move || Ok(kept.read(&key, offset, length))).await;
+        let read = blocking(move || Ok(kept.read(&key, offset, length)));
+        // Its file system may be dead, and the store has the same.
+        let Ok(read) = timeout(KEPT_PATIENCE, read).await else {
+            tracing::warn!(
+                "the spool does not answer: {} is read alone",
+                self.location()
+            );
+            self.shared().is_stuck = true;
+            return None;
+        };
         read.ok().flatten().map(Bytes::from)
     }
 

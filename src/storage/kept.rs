@@ -13,16 +13,20 @@ use crate::storage::blocking::blocking;
 use crate::storage::{Body, Listed, Put, Store};
 use async_trait::async_trait;
 use bytes::Bytes;
+use nix::fcntl::OFlag;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 /// So many objects of another process are known to be whole at a time.
 const WHOLE: usize = 4096;
+
+/// The largest object of another process that is read here, bytes: all of it is checked first.
+const READ_BYTES: u64 = 8 << 20;
 
 /// A directory of kept objects. Blocking, but brief: no call waits for a disk to have written.
 #[derive(Debug)]
@@ -283,7 +287,17 @@ impl KeptElsewhere {
     /// These bytes of a segment, if it is kept and may be read. Blocking.
     pub fn read(&self, key: &Key, offset: u64, length: u64) -> Option<Vec<u8>> {
         let name = file_name(&key.to_string());
-        let mut file = File::open(self.directory.join(name)).ok()?;
+        // Whatever lies there, nobody waits for it to open.
+        let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits())
+            .open(self.directory.join(name));
+        let mut file = opened.ok()?;
+        let metadata = file.metadata().ok()?;
+        if !metadata.is_file() || metadata.len() > READ_BYTES {
+            return None;
+        }
         if !self.whole().contains(key) {
             let footer = verify_object(&mut file).ok()?;
             if !is_at(&footer, key) {
@@ -496,5 +510,24 @@ mod tests {
         assert!(world.kept.keep(&key(3), &file).is_err());
         world.kept.forget([&*key(2)]);
         assert_eq!(world.kept.files().bytes, 0);
+    }
+
+    #[test]
+    fn what_is_no_small_file_of_another_process_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join(file_name(&key(2)));
+        let elsewhere = KeptElsewhere::new(dir.path().to_owned());
+        let parsed = Key::parse(&key(2)).unwrap();
+        assert_eq!(elsewhere.read(&parsed, 0, 1), None);
+        nix::unistd::mkfifo(&place, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(elsewhere.read(&parsed, 0, 1), None);
+        fs::remove_file(&place).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &place).unwrap();
+        assert_eq!(elsewhere.read(&parsed, 0, 1), None);
+        fs::remove_file(&place).unwrap();
+        let file = File::create(&place).unwrap();
+        file.set_len(READ_BYTES + 1).unwrap();
+        assert_eq!(elsewhere.read(&parsed, 0, 1), None);
+        assert!(elsewhere.whole().is_empty());
     }
 }

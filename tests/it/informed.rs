@@ -64,7 +64,7 @@ fn commit_and_see(world: &World, count: u64) -> Duration {
 
 /// README: "New commits appear in a mount within `--refresh` (1 s) of being looked for. On the
 /// machine of the daemon that writes them a mount learns of them from the daemon, and lists the
-/// store once a minute at most."
+/// store about once a minute."
 #[test]
 fn commits_show_in_a_mount_beside_the_daemon_without_a_request() {
     let world = World::alone_on_s3();

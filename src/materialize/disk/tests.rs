@@ -407,3 +407,27 @@ async fn what_comes_in_a_rush_waits_for_room_and_is_kept() {
         assert!(cache.get(vec![key]).await == [Some(bytes)]);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_is_only_slow_is_not_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path(), 4 * CAPACITY).await;
+    let piece = |number: u64| {
+        (
+            identity().piece(number << 30, 4),
+            Bytes::from_static(b"page"),
+        )
+    };
+    cache.put(vec![piece(1)]);
+    cache.settle().await;
+    let all = u32::try_from(WAITING_BYTES).unwrap();
+    let busy = Arc::clone(&cache.room)
+        .acquire_many_owned(all)
+        .await
+        .unwrap();
+    cache.put_soon(vec![piece(2)]).await;
+    let (first, second) = (piece(1), piece(2));
+    let kept = cache.get(vec![first.0, second.0]).await;
+    assert!(kept == [Some(first.1), None]);
+    drop(busy);
+}

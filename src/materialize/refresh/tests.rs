@@ -3,6 +3,7 @@ use crate::format::ids::{PageSize, Pgno};
 use crate::format::sample::{self, scratch};
 use crate::format::segment::{SegmentWriter, TimelineEntry};
 use crate::materialize::cache::BlockCache;
+use crate::materialize::disk::Identity;
 use crate::materialize::model::{Random, Writer};
 use crate::storage::Body;
 use crate::storage::fault::{FaultStore, Verb};
@@ -125,4 +126,24 @@ async fn what_comes_along_with_names_pushes_nothing_out() {
     assert_eq!(kept, [true, false]);
     assert!(fetcher.cache.table(objects[0].number).is_some());
     assert!(read(&store, &fetcher, &listed, &objects[1], true).await.1);
+}
+
+#[tokio::test]
+async fn an_object_is_called_in_the_disk_cache_as_the_last_listing_has_it() {
+    let store: Arc<dyn Store> = MemoryStore::new();
+    let mut loader = Loader::new(fetcher(Arc::clone(&store), 1 << 20));
+    let key = "generations/0000000a-9f3c2a7b/wal/0/0000000000000002.wal";
+    let listed = |micros| Listed {
+        key: key.to_owned(),
+        size: 10,
+        modified: Timestamp::from_micros(micros),
+    };
+    loader.forget_unlisted(&Catalog::new(vec![listed(1)]));
+    let object = Arc::clone(&loader.objects[key]);
+    // What only its writer told has another time than what the store says.
+    loader.forget_unlisted(&Catalog::new(vec![listed(2)]));
+    assert!(Arc::ptr_eq(&object, &loader.objects[key]));
+    let (offset, length) = (0, 10);
+    let expected = Identity::new(&*store, &listed(2)).piece(offset, length);
+    assert!(object.identity().piece(offset, length) == expected);
 }

@@ -30,7 +30,8 @@ pub(super) fn curated(
         let density = DENSITIES.iter().find(|(until, _)| age < *until);
         let unit = density.map_or(DAY, |(_, unit)| *unit);
         let start = at.micros() - at.micros().rem_euclid(unit);
-        match before(Timestamp::from_micros(start)) {
+        // What is stored may say that times go back, or that one is the first there can be.
+        match before(Timestamp::from_micros(start)).min(last) {
             0 => break,
             count => listed.push(count - 1),
         }
@@ -61,6 +62,15 @@ mod tests {
         let ages: Vec<i64> = (0..100).collect();
         assert_eq!(listed(&ages), ages);
         assert_eq!(listed(&[]), [0; 0]);
+    }
+
+    #[test]
+    fn times_that_do_not_ascend_end_the_list() {
+        let at = |_| Timestamp::from_micros(0);
+        assert_eq!(curated(3, at, |_| 1), [0, 1, 2]);
+        let at = |place: usize| Timestamp::from_micros([0, 7 * DAY, -DAY][place / 100]);
+        let shown = curated(300, at, |_| 300);
+        assert_eq!(shown.len(), 300);
     }
 
     #[test]
