@@ -170,14 +170,15 @@ fn hang(file: &Path) {
 
 /// Lets those go on who wait, and puts the file back.
 fn heal(file: &Path) {
-    drop(
-        fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(file)
-            .unwrap(),
-    );
+    // Open until the pipe is gone: who comes to open it only now must not wait, either.
+    let _writer = both_ways(file);
     fs::rename(file.with_extension("aside"), file).unwrap();
+}
+
+/// A pipe that nobody waits for any more.
+fn both_ways(pipe: &Path) -> fs::File {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).open(pipe).unwrap()
 }
 
 #[tokio::test]
@@ -221,13 +222,8 @@ async fn whoever_has_time_does_not_wait_for_ever_for_a_disk_that_hangs() {
     assert!(cache.put_in_turn(pieces(0)).await);
     assert!(!cache.put_in_turn(pieces(1)).await);
     assert!(cache.is_off());
-    drop(
-        fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&data)
-            .unwrap(),
-    );
+    let _writer = both_ways(&data);
+    fs::remove_file(data).unwrap();
 }
 
 #[tokio::test]
