@@ -4,8 +4,8 @@
 //! as what it is, block or leaf or footer, by whoever reads it; what is damaged is forgotten and
 //! read from the store. A directory that cannot be written to or is full turns the cache off, with
 //! one warning; one that does not answer in time is left alone for a while.
-//! Reading and writing block, so they happen beside the runtime. No reader waits for a write; one of
-//! a footer or a section waits a moment for its turn to be written, so that names are kept.
+//! Reading and writing block, so they happen beside the runtime. No reader waits for a write; who
+//! reads a footer or a section waits a moment for room, so that names are kept.
 //!
 //! `index` decides what lies where and what goes; `files` does it; `health` says whether to.
 
