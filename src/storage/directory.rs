@@ -140,6 +140,10 @@ impl Store for DirectoryStore {
         &self.root.location
     }
 
+    fn server(&self) -> &str {
+        ""
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         assert_part(name);
         Arc::new(Self::at(self.root.path.join(name)))

@@ -68,6 +68,10 @@ impl Store for MemoryStore {
         &self.location
     }
 
+    fn server(&self) -> &str {
+        ""
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         assert_part(name);
         Arc::new(Self {

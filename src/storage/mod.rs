@@ -89,9 +89,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Which server it is of, once that was asked, where stores of several have one location: to
     /// tell them apart, not for messages. Empty where the location says it all.
-    fn server(&self) -> &str {
-        ""
-    }
+    fn server(&self) -> &str;
 
     /// The store of what lies in a folder of this one: one replica of several.
     ///

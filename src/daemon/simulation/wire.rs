@@ -285,6 +285,10 @@ impl Store for Wire {
         self.store.location()
     }
 
+    fn server(&self) -> &str {
+        self.store.server()
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         Arc::new(Self {
             store: self.store.below(name),

@@ -176,6 +176,10 @@ impl Store for Throttling {
         self.inner.location()
     }
 
+    fn server(&self) -> &str {
+        self.inner.server()
+    }
+
     fn below(&self, name: &str) -> Arc<dyn Store> {
         self.inner.below(name)
     }
