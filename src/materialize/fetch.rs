@@ -13,7 +13,7 @@ use crate::format::segment::{SegmentIndex, read_timeline_section};
 use crate::format::snapshot::{Leaf, LeafRef, SnapshotIndex};
 use crate::materialize::cache::{BlockCache, Index, IndexPiece, ObjectNumber, Piece, Slots, Table};
 use crate::materialize::disk::PieceKey;
-use crate::materialize::flights::{Flights, Takeoff};
+use crate::materialize::flights::{Flights, Takeoff, all_landed};
 use crate::materialize::history::Object;
 use crate::materialize::through::through;
 use crate::materialize::timeline::{Point, Timeline, TimelineWriter};
@@ -95,11 +95,7 @@ impl Fetcher {
             }));
         }
         let missed = self.fetch(requests, get_bytes);
-        let mut blocks = Vec::with_capacity(seats.len());
-        for seat in seats {
-            blocks.push(seat.landed().await?);
-        }
-        Ok((blocks, missed))
+        Ok((all_landed(seats).await?, missed))
     }
 
     /// Starts to read what is asked for: from the disk cache what it has, the rest from the store
@@ -345,14 +341,11 @@ impl Fetcher {
             }));
         }
         self.fetch(requests, GET_BYTES);
-        let mut leaves = Vec::with_capacity(seats.len());
-        for seat in seats {
-            match seat.landed().await? {
-                Index::Leaf(leaf) => leaves.push(leaf),
-                Index::Table(_) => unreachable!("leaves alone land under this key"),
-            }
-        }
-        Ok(leaves)
+        let leaf = |index| match index {
+            Index::Leaf(leaf) => leaf,
+            Index::Table(_) => unreachable!("leaves alone land under this key"),
+        };
+        Ok(all_landed(seats).await?.into_iter().map(leaf).collect())
     }
 }
 

@@ -38,6 +38,7 @@ pub(super) struct Takeoff<K: Hash + Eq, V> {
     flights: Arc<Flights<K, V>>,
     key: K,
     sender: watch::Sender<Landing<V>>,
+    landing: Landing<V>,
 }
 
 impl<K: Hash + Eq + Copy, V: Clone> Flights<K, V> {
@@ -61,6 +62,7 @@ impl<K: Hash + Eq + Copy, V: Clone> Flights<K, V> {
                     flights: Arc::clone(self),
                     key,
                     sender,
+                    landing: None,
                 };
                 (Seat::Flying(receiver), Some(takeoff))
             }
@@ -73,14 +75,18 @@ impl<K: Hash + Eq, V> Takeoff<K, V> {
         &self.key
     }
 
-    pub(super) fn land(self, result: Result<V>) {
-        self.sender.send_replace(Some(result));
+    pub(super) fn land(mut self, result: Result<V>) {
+        self.landing = Some(result);
     }
 }
 
 impl<K: Hash + Eq, V> Drop for Takeoff<K, V> {
     fn drop(&mut self) {
+        // First: who learns of a failure and reads again takes off anew.
         locked(&self.flights.flying).remove(&self.key);
+        if let Some(result) = self.landing.take() {
+            self.sender.send_replace(Some(result));
+        }
     }
 }
 
@@ -96,4 +102,14 @@ impl<V: Clone> Seat<V> {
             Ok(None) | Err(_) => Err(Error::unavailable("a fetch was stopped before it ended")),
         }
     }
+}
+
+/// What all of them bring, or the first failure. That is told only when all have landed: who reads
+/// again boards none that failed along with it.
+pub(super) async fn all_landed<V: Clone>(seats: Vec<Seat<V>>) -> Result<Vec<V>> {
+    let mut landed = Vec::with_capacity(seats.len());
+    for seat in seats {
+        landed.push(seat.landed().await);
+    }
+    landed.into_iter().collect()
 }

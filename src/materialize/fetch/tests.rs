@@ -114,6 +114,28 @@ async fn a_duty_that_is_dropped_wakes_those_who_wait() {
     assert_eq!(seat.landed().await.unwrap(), 8);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_learns_of_a_failure_and_reads_again_boards_nothing_that_failed() {
+    for round in 0..500 {
+        let flights: Arc<Flights<u32, u32>> = Arc::default();
+        let [first, second] = [1, 2].map(|key| flights.board(key, || None));
+        let both = tokio::spawn(all_landed(vec![first.0, second.0]));
+        let fail = |takeoff: Option<Takeoff<u32, u32>>| {
+            let takeoff = takeoff.expect("nobody else fetches it");
+            takeoff.land(Err(Error::unavailable("away")));
+        };
+        tokio::spawn(async move {
+            fail(first.1);
+            fail(second.1);
+        });
+        both.await.unwrap().unwrap_err();
+        for key in [1, 2] {
+            let (_, takeoff) = flights.board(key, || None);
+            assert!(takeoff.is_some(), "round {round}, {key}");
+        }
+    }
+}
+
 #[test]
 fn neighbours_are_read_at_once_up_to_a_limit() {
     let cache = BlockCache::new(0);
