@@ -237,9 +237,9 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
             _ = terminate.recv() => "SIGTERM",
             Some(_) = async { hangup.as_mut()?.recv().await } => "SIGHUP",
         };
+        let began = Instant::now();
         tracing::info!("{first}: ending");
         notify::stopping();
-        let began = Instant::now();
         tokio::spawn(async move {
             loop {
                 tokio::select! {

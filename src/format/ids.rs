@@ -82,12 +82,14 @@ impl Txid {
     /// The state from which a generation starts.
     pub const FIRST: Self = Self(1);
 
-    /// `None` for 0, which is no transaction.
+    /// The largest: it has a next number, which is no transaction.
+    pub const MAX: Self = Self(u64::MAX - 1);
+
+    /// `None` for 0, which is no transaction, and above [`Self::MAX`].
     pub const fn new(number: u64) -> Option<Self> {
-        if number == 0 {
-            None
-        } else {
-            Some(Self(number))
+        match number {
+            0 | u64::MAX => None,
+            number => Some(Self(number)),
         }
     }
 
@@ -420,9 +422,16 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_txid_has_a_next() {
+        let largest: Txid = "fffffffffffffffe".parse().unwrap();
+        assert_eq!(largest, Txid::MAX);
+        assert!(largest < largest.next());
+    }
+
+    #[test]
     fn a_txid_may_be_shorter_than_it_prints() {
         assert_eq!("c".parse::<Txid>().unwrap().to_string(), "000000000000000c");
-        for wrong in ["", "0", "g", "00000000000000001", "+1"] {
+        for wrong in ["", "0", "g", "00000000000000001", "+1", "ffffffffffffffff"] {
             assert!(wrong.parse::<Txid>().is_err(), "{wrong}");
         }
     }

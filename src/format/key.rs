@@ -254,7 +254,7 @@ mod tests {
     }
 
     fn keys() -> impl Strategy<Value = Key> {
-        let txid = (1_u64..).prop_map(|n| Txid::new(n).unwrap());
+        let txid = (1..u64::MAX).prop_map(|n| Txid::new(n).unwrap());
         let time = any::<i64>().prop_map(Timestamp::from_micros);
         let object = prop_oneof![
             Just(ObjectKey::Claim),

@@ -224,6 +224,16 @@ impl DiskCache {
         self.files.forget(key);
     }
 
+    /// Waits until all that was put so far is written. False if it is not: the directory failed or
+    /// does not answer.
+    pub(crate) async fn is_written(&self) -> bool {
+        let began = Instant::now();
+        if timeout(PATIENCE_WITH_WRITES, self.settle()).await.is_err() {
+            self.stalled(began);
+        }
+        !self.is_off()
+    }
+
     /// Waits until all that was put so far is written.
     pub async fn settle(&self) {
         let all = self.room.acquire_many(WAITING_BYTES as u32);

@@ -132,7 +132,6 @@ impl Fetcher {
 
     /// Reads blocks from the store into the disk cache alone, verified.
     pub(crate) async fn keep(&self, group: Group<BlockRef>, page_size: PageSize) -> Result<()> {
-        let off = || Error::new(ErrorKind::Disk, "the disk cache keeps nothing now");
         let disk = self
             .cache
             .disk()
@@ -152,6 +151,14 @@ impl Fetcher {
         match disk.put_in_turn(verified).await {
             true => Ok(()),
             false => Err(off()),
+        }
+    }
+
+    /// Waits until the disk cache has written what it was given to keep.
+    pub(crate) async fn kept(&self) -> Result<()> {
+        match self.cache.disk() {
+            Some(disk) if disk.is_written().await => Ok(()),
+            _ => Err(off()),
         }
     }
 
@@ -491,6 +498,10 @@ pub(crate) fn snapshot_table(id: ObjectId, index: SnapshotIndex) -> Table {
         blocks: index.blocks,
         slots: Slots::Pages(runs.map(|r| (r.first.get(), r.slot, r.count)).collect()),
     }
+}
+
+fn off() -> Error {
+    Error::new(ErrorKind::Disk, "the disk cache keeps nothing now")
 }
 
 /// The same error for another reader that waited for the same thing.

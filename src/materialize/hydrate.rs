@@ -161,7 +161,9 @@ async fn fetch(moment: &Weak<Database>) -> Result<()> {
                 at = end;
                 missing
             }
-            Some(_) | None => return Ok(()),
+            // Read back at once, it must be there.
+            Some(database) => return database.replica().fetcher().kept().await,
+            None => return Ok(()),
         };
         keep(moment, blocks).await?;
     }

@@ -290,7 +290,7 @@ impl<'a> Taken<'a> {
             taken.is_reached |= bound.time.is_some_and(|wanted| time >= Some(wanted));
         }
         // A footer alone says where the newest upload ends.
-        let is_known = |txid: Txid| txid.get() <= end && end < u64::MAX;
+        let is_known = |txid: Txid| txid.get() <= end && end < Txid::MAX.get();
         taken.is_reached |= bound.txid.is_some_and(is_known);
         if !taken.is_reached {
             taken.ended_by = next.filter(|next| end < next.txid.get() - 1);
@@ -333,7 +333,7 @@ pub(crate) fn span(segment: &SegmentListing) -> Span {
         level: segment.level,
         first: segment.first,
         // The newest segment of level 0 goes on until its footer says otherwise.
-        last: segment.last.or(Txid::new(u64::MAX)).expect("it is not 0"),
+        last: segment.last.unwrap_or(Txid::MAX),
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 /// How long to wait after a failure before the database is opened again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long [`Capture::stop`] may take to leave an empty WAL behind.
-const STOP: Duration = Duration::from_secs(5);
+const STOP: Duration = Duration::from_secs(8);
 
 /// A running capture. Dropped without [`Capture::stop`] it ends as it stands.
 #[derive(Debug)]

@@ -377,6 +377,10 @@ pub fn next_step(seen: &Seen, done: &WalEnd, page_size: PageSize, limits: &Limit
     let frame_bytes = frame_bytes(page_size) as u64;
     match uncopied(&seen.index.end, done, seen.pin) {
         Uncopied::Lost(why) => Step::StartRun(why),
+        // No checkpoint gets past lock 0: a commit does not explain the change.
+        Uncopied::Frames if seen.pin == Pin::Lock0 && seen.rest == Rest::Changed => {
+            Step::Reopen(Break::ReplacedInPlace)
+        }
         Uncopied::Frames => {
             let bytes = uncopied_bytes(&seen.index.end, done, page_size);
             if seen.spool_bytes + bytes > limits.budget_bytes {

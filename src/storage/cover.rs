@@ -60,10 +60,10 @@ pub(crate) fn cover(spans: &[Span]) -> Vec<Piece> {
                 to,
             }),
         }
-        match to.get().checked_add(1).and_then(Txid::new) {
-            Some(next) => at = next,
-            None => return pieces,
+        if to == Txid::MAX {
+            return pieces;
         }
+        at = to.next();
     }
 }
 
@@ -81,7 +81,7 @@ mod tests {
         let spans = [Span {
             level: 0,
             first: txid(2),
-            last: txid(u64::MAX),
+            last: Txid::MAX,
         }];
         assert_eq!(cover(&spans).len(), 1);
     }

@@ -1,6 +1,6 @@
 //! The programs that people have read the mount like any directory of databases.
 
-use crate::program::{Output, run};
+use crate::program::{Output, bound, run};
 use crate::world::{Mount, Point, World};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -114,9 +114,9 @@ pub(crate) fn python_with(environment: &str, packages: &[&str]) -> Result<PathBu
     let whole = place.join("whole");
     if !whole.exists() {
         let venv = ["-m", "venv"];
-        succeeds(Command::new("/usr/bin/python3").args(venv).arg(&place))?;
+        succeeds(bound("/usr/bin/python3").args(venv).arg(&place))?;
         let install = ["-m", "pip", "install", "--quiet"];
-        succeeds(Command::new(&python).args(install).args(packages))?;
+        succeeds(bound(&python).args(install).args(packages))?;
         fs::write(whole, "").unwrap();
     }
     Ok(python)

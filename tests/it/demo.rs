@@ -1,14 +1,13 @@
 //! `make demo`, but for building what is built already.
 
-use crate::program::run;
+use crate::program::{bound, run};
 use crate::world::World;
 use std::fs;
-use std::process::Command;
 
 #[test]
 fn the_demo_shows_a_row_before_and_after_and_leaves_nothing_behind() {
     let world = World::new();
-    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/demo"));
+    let mut command = bound(concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/demo"));
     command
         .env("SQLREPL", env!("CARGO_BIN_EXE_sqlrepl"))
         .env("TMPDIR", world.path(""));

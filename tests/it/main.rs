@@ -55,15 +55,14 @@ pub(crate) fn soak() -> u64 {
     })
 }
 
-/// Where random choices start: `SQLREPL_SEED`, or the clock. Printed, so that a failure shows it.
+/// Where random choices start: `SQLREPL_SEED`; else a normal run makes the same ones each time, and
+/// a longer one others. Printed, so that a failure shows it.
 pub(crate) fn seed() -> u64 {
+    let clock = || std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
     let seed = match std::env::var("SQLREPL_SEED") {
         Ok(seed) => seed.parse().expect("SQLREPL_SEED is a number"),
-        Err(_) => std::time::UNIX_EPOCH
-            .elapsed()
-            .unwrap()
-            .subsec_nanos()
-            .into(),
+        Err(_) if soak() > 1 => clock().into(),
+        Err(_) => 1,
     };
     println!("SQLREPL_SEED={seed}");
     seed

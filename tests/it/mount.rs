@@ -1,7 +1,7 @@
 //! The mount with the library in this process: places that will not do, mounts left by a killed
 //! daemon, mounts of others, ends of every kind; and what programs see when the store fails.
 
-use crate::program::{LONG, Output, run, wait_until};
+use crate::program::{LONG, Output, bound, run, wait_for, wait_until};
 use crate::stored::{Stored, at};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use sqlrepl::error::{Error, ErrorKind};
@@ -18,7 +18,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -325,7 +324,7 @@ impl Versions {
     }
 
     fn try_sql(&self, name: &str, sql: &str) -> Output {
-        run(Command::new("sqlite3").arg(self.file(name)).arg(sql))
+        run(bound("sqlite3").arg(self.file(name)).arg(sql))
     }
 
     fn sql(&self, name: &str, sql: &str) -> String {
@@ -367,13 +366,13 @@ fn ordinary_programs_read_every_moment() {
         let file = versions.file(name);
         assert!(fs::read(&file).unwrap() == served(image), "{name}");
         let copy = versions.place.0.path().with_extension("copy");
-        run(Command::new("cp").arg(&file).arg(&copy)).ok();
+        run(bound("cp").arg(&file).arg(&copy)).ok();
         let copied = fs::read(&copy);
         fs::remove_file(&copy).unwrap();
         assert!(copied.unwrap() == served(image), "{name}");
         let python = "import sqlite3, sys; \
                       print(*sqlite3.connect(sys.argv[1]).execute('SELECT DISTINCT v FROM t'))";
-        let printed = run(Command::new("python3").args(["-c", python]).arg(&file)).ok();
+        let printed = run(bound("python3").args(["-c", python]).arg(&file)).ok();
         assert_eq!(printed.trim_end(), format!("('{version}',)"));
     }
     assert_eq!(
@@ -419,7 +418,9 @@ fn a_read_that_the_store_does_not_answer_fails_in_time_and_holds_up_nothing_else
         read_deadline: Duration::from_millis(100),
         ..MountOptions::default()
     });
-    let file = File::open(versions.file("2026-11-20T11:00:00Z.db")).unwrap();
+    let place = versions.file("2026-11-20T11:00:00Z.db");
+    // To open it takes reads, too, which may take longer than that.
+    let file = wait_for(LONG, "the file to open", || File::open(&place).ok());
     versions.faults.set_rule(|call| {
         let never = Fault::Delay(Duration::from_secs(3600));
         (call.verb == Verb::GetRange).then_some(never)

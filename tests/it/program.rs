@@ -2,6 +2,7 @@
 //! process group of its own, is killed when its guard is dropped, and dies with the thread that
 //! started it, however that ends. What a program printed is shown when the test fails.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -10,7 +11,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 /// Longer than what a test waits for takes, on a slow and busy machine too.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(300);
 
 /// Longer than any program runs to its end.
 const HANGS: Duration = Duration::from_secs(600);
@@ -87,6 +88,17 @@ impl std::fmt::Display for Output {
     }
 }
 
+/// What starts a program so that it dies with the thread that asked for it. Done between fork and
+/// exec instead, each start would copy the page tables of all that the tests hold in memory.
+const BOUND: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
+
+/// A command that is bound to its test; all that run are.
+pub(crate) fn bound(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(BOUND[0]);
+    command.args(&BOUND[1..]).arg(program);
+    command
+}
+
 /// Runs a program to its end.
 ///
 /// # Panics
@@ -120,24 +132,17 @@ impl Running {
     /// If it cannot be started.
     #[track_caller]
     pub(crate) fn start(command: &mut Command, logs: &Path) -> Self {
+        let bound: Vec<&OsStr> = command.get_args().take(BOUND.len() - 1).collect();
+        assert!(command.get_program() == BOUND[0] && bound == BOUND[1..]);
         let shown = shown(command);
-        let name = Path::new(command.get_program()).file_name().unwrap();
-        let (stdout, stderr) = free_logs(logs, &name.to_string_lossy());
+        let name = name(command);
+        let (stdout, stderr) = free_logs(logs, &name);
         command
             .stdout(File::create(&stdout).unwrap())
             .stderr(File::create(&stderr).unwrap())
             .process_group(0);
         if command.get_envs().all(|(key, _)| key != "RUST_BACKTRACE") {
             command.env("RUST_BACKTRACE", "1");
-        }
-        // SAFETY: prctl is a plain system call, which may be made between fork and exec.
-        unsafe {
-            command.pre_exec(
-                || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                    0 => Ok(()),
-                    _ => Err(std::io::Error::last_os_error()),
-                },
-            );
         }
         let child = command
             .spawn()
@@ -262,12 +267,18 @@ fn code(status: ExitStatus) -> i32 {
 
 /// The command as one would type it.
 fn shown(command: &Command) -> String {
-    let name = Path::new(command.get_program()).file_name().unwrap();
-    let mut shown = name.to_string_lossy().into_owned();
-    for argument in command.get_args() {
+    let mut shown = name(command);
+    for argument in command.get_args().skip(BOUND.len()) {
         write!(shown, " {}", argument.to_string_lossy()).unwrap();
     }
     shown
+}
+
+/// What the program is called.
+fn name(command: &Command) -> String {
+    let program = command.get_args().nth(BOUND.len() - 1);
+    let name = program.and_then(|program| Path::new(program).file_name());
+    name.unwrap().to_string_lossy().into_owned()
 }
 
 fn free_logs(folder: &Path, program: &str) -> (PathBuf, PathBuf) {

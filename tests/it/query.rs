@@ -1,6 +1,6 @@
 //! `sqlrepl query`: SQL on a moment, without a mount.
 
-use crate::program::{LONG, Output, Running, run, wait_for, wait_until};
+use crate::program::{LONG, Output, Running, bound, run, wait_for, wait_until};
 use crate::s3_server::Verb;
 use crate::world::{VERSION, World, three_versions};
 use nix::sys::signal::{Signal, kill};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, ExitStatus, Stdio};
 
 /// Runs `query` with these arguments and SQL.
 #[track_caller]
@@ -476,7 +476,7 @@ fn millions_of_rows_take_little_memory_and_head_ends_them_quietly() {
         env!("CARGO_BIN_EXE_sqlrepl")
     );
     let shell = shell.replace("replicas/app", &world.place("replicas/app"));
-    let mut command = Command::new("bash");
+    let mut command = bound("bash");
     command.args([
         "-o",
         "pipefail",

@@ -110,11 +110,16 @@ fn check_refusal(refusal: &Refusal) {
         "replicate app.db replicas/app",
         "replicate not-there-yet.db replicas/other",
     ] {
-        let start = Instant::now();
-        let output = run(arguments).fails(1, "sqlrepl: ");
-        let took = start.elapsed();
+        let timed = || {
+            let start = Instant::now();
+            let output = run(arguments).fails(1, "sqlrepl: ");
+            (start.elapsed(), output)
+        };
         let name = refusal.name;
-        assert!(took < Duration::from_secs(10), "{name}: {took:?}: {output}");
+        // What else runs on the machine can only add.
+        let soon = |(took, _): &(Duration, Output)| *took < Duration::from_secs(10);
+        let found = (0..3).map(|_| timed()).find(soon);
+        let (_, output) = found.unwrap_or_else(|| panic!("{name}: {arguments}: it took long"));
         let last = output.stderr.lines().next_back().unwrap_or_default();
         assert!(last.starts_with("sqlrepl: "), "{name}: {output}");
         let says = |line: &&str| says.split("...").all(|words| line.contains(words));
@@ -233,7 +238,7 @@ fn commits_made_while_the_server_is_away_arrive_in_order_when_it_is_back() {
         last = now;
     }
     assert!(daemon.is_running());
-    let unsynced = world.sqlrepl("sync app.db --timeout 1s");
+    let unsynced = world.sqlrepl("sync app.db --timeout 5s");
     unsynced.fails(1, "s3://replicas/app lacks commits");
     let status = replica_status(&world);
     assert_eq!(status["state"], "retrying", "{status}");
@@ -258,10 +263,7 @@ fn commits_made_while_the_server_is_away_arrive_in_order_when_it_is_back() {
     let commits = usize::try_from(answer["commits"].as_u64().unwrap()).unwrap();
     assert_eq!(exact.points, durable + commits);
     assert_eq!(exact.ranges.len(), 1, "one generation");
-    assert!(
-        longest < Duration::from_secs(2),
-        "a commit waited {longest:?}"
-    );
+    assert!(longest < outage / 2, "a commit waited {longest:?}");
     assert!(world.server().counts().calls[&Verb::Put] > 0);
 }
 

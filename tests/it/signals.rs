@@ -1,6 +1,6 @@
 //! How signals end a mount and a daemon: a terminal that is closed, `nohup`, a store that hangs.
 
-use crate::program::{LONG, Running, wait_until};
+use crate::program::{LONG, Running, bound, wait_until};
 use crate::s3_server::{Stop, Verb};
 use crate::world::{VERSION, World, three_versions};
 use std::fs;
@@ -13,7 +13,7 @@ import os, pty, select, signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 process, terminal = pty.fork()
 if process == 0:
-    os.execv(sys.argv[1], sys.argv[1:])
+    os.execvp(sys.argv[1], sys.argv[1:])
 while 0 not in select.select([0, terminal], [], [])[0]:
     os.write(1, os.read(terminal, 1000))
 os.close(terminal)
@@ -23,7 +23,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 /// `sqlrepl` with these words, run by another program.
 fn run_by(world: &World, program: &str, before: &[&str], words: &str) -> Command {
     let ours = world.ours(words);
-    let mut command = Command::new(program);
+    let mut command = bound(program);
     command
         .args(before)
         .arg(ours.get_program())

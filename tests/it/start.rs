@@ -4,14 +4,13 @@
 //! What changes the machine (`/sbin`, `/dev/fuse`, an automount) happens in a mount and process
 //! namespace of its own, which ends with its script and takes everything with it.
 
-use crate::program::{LONG, Output, Running, run, wait_until};
+use crate::program::{LONG, Output, Running, bound, run, wait_until};
 use crate::world::{Mount, World};
 use std::fs::{self, File};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const QUERY: &str = "SELECT count(*) FROM t";
 
@@ -401,7 +400,7 @@ fn owner_and_mode_decide_who_may_read() {
 
 /// What `make install` puts into a folder of the world, from the binary of this test.
 fn install(world: &World, destination: &str, prefix: &str, sbin: &str) {
-    let mut make = Command::new("make");
+    let mut make = bound("make");
     make.arg("--no-print-directory")
         .arg("install")
         .arg(format!("DESTDIR={destination}"))
@@ -448,7 +447,7 @@ fn make_install_brings_the_programs_and_units_that_systemd_takes() {
     assert_eq!(other, Path::new("mount.sqlrepl"));
     let script = world.path("stage/sbin/mount.sqlrepl");
     assert_eq!(fs::metadata(&script).unwrap().mode() & 0o777, 0o755);
-    run(&mut Command::new(script)).fails(1, "usage: mount.sqlrepl SOURCE DIR");
+    run(&mut bound(script)).fails(1, "usage: mount.sqlrepl SOURCE DIR");
 
     // Where the programs are that the units name.
     installed(&world);
@@ -470,7 +469,7 @@ fn make_install_brings_the_programs_and_units_that_systemd_takes() {
 /// knows as `$W`. It ends at the first command that fails.
 fn apart(world: &World, script: &str) -> Output {
     let mut command = world.ours("");
-    let mut unshare = Command::new("timeout");
+    let mut unshare = bound("timeout");
     unshare
         .args(["--signal", "KILL", "120", "unshare"])
         .args(["--mount", "--propagation", "private"])

@@ -2,7 +2,7 @@
 //! each change: for stories that need a replica, not a daemon. Where it lies is chosen as in
 //! `world.rs`.
 
-use crate::program::run;
+use crate::program::{bound, run};
 use crate::s3_server::Server;
 use crate::world;
 use sqlrepl::format::claim::Claim;
@@ -21,7 +21,6 @@ use std::cell::RefCell;
 use std::fs;
 use std::io::Cursor;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use tempfile::TempDir;
 
@@ -124,7 +123,7 @@ impl Stored {
     fn change(&self, sql: &str) -> Vec<u8> {
         let path = self.folder.path().join("app.db");
         let sql = format!("{sql}; PRAGMA wal_checkpoint(TRUNCATE)");
-        run(Command::new("sqlite3").arg("-bail").arg(&path).arg(sql)).ok();
+        run(bound("sqlite3").arg("-bail").arg(&path).arg(sql)).ok();
         fs::read(path).unwrap()
     }
 

@@ -1,11 +1,10 @@
 //! `sqlrepl mount`: every commit as a file that ordinary programs open.
 
-use crate::program::{LONG, run, wait_until};
+use crate::program::{LONG, bound, run, wait_until};
 use crate::world::{VERSION, World};
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
-use std::process::Command;
 
 /// A world with a replica of three versions of a row; its daemon has ended.
 fn three_versions() -> World {
@@ -229,7 +228,7 @@ fn ctrl_c_sigterm_and_umount_from_elsewhere_end_the_mount_with_0() {
             "SIGTERM" => mount.program.signal(libc::SIGTERM),
             _ => {
                 // fusermount3 for whoever is not root.
-                let root = run(Command::new("id").arg("-u")).ok().trim() == "0";
+                let root = run(bound("id").arg("-u")).ok().trim() == "0";
                 let words: &[&str] = if root {
                     &["umount"]
                 } else {

@@ -6,15 +6,16 @@
 //! `s3://replicas/app` on a server of the world's own, whose objects are the files in the same
 //! directories.
 
-use crate::program::{LONG, Output, Running, run, wait_until};
+use crate::program::{LONG, Output, Running, bound, run, wait_until};
 use crate::s3_server::{self, Server};
 use serde_json::Value;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Held in common by ordinary stories, and alone by those that measure time.
@@ -171,7 +172,7 @@ impl World {
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
+        let mut command = bound(program);
         command
             .args(arguments)
             .current_dir(self.folder.path())
@@ -321,7 +322,7 @@ impl World {
     /// `sqlrepl sync`, which must succeed.
     #[track_caller]
     pub(crate) fn sync(&self) {
-        self.sqlrepl("sync app.db --timeout 60s").ok();
+        self.sqlrepl("sync app.db --timeout 300s").ok();
     }
 
     /// Mounts `replicas` at `mnt` and waits for the line that says so.
@@ -406,20 +407,18 @@ impl World {
         objects
     }
 
-    /// Waits until the daemon rests: the `-wal` is empty, and the database file is old enough for
-    /// the daemon to have noted how it looks.
+    /// Waits until the daemon rests: the `-wal` is empty, and the daemon has noted how the database
+    /// file looks.
     #[track_caller]
     pub(crate) fn await_rest(&self) {
         wait_until(LONG, "the daemon to rest", || {
             let length = fs::metadata(self.path("app.db-wal")).map_or(0, |wal| wal.len());
-            let written = fs::metadata(self.path("app.db"))
-                .unwrap()
-                .modified()
-                .unwrap();
-            let age = SystemTime::now()
-                .duration_since(written)
-                .unwrap_or_default();
-            length == 0 && age > Duration::from_millis(3_500)
+            let note = fs::read(self.path(".app.db-sqlrepl/capture.json")).unwrap_or_default();
+            let note: Value = serde_json::from_slice(&note).unwrap_or_default();
+            let file = fs::metadata(self.path("app.db")).unwrap();
+            let modified = file.mtime() * 1_000_000_000 + file.mtime_nsec();
+            let noted = &note["file"];
+            length == 0 && noted["inode"] == file.ino() && noted["modified_ns"] == modified
         });
     }
 }
@@ -561,7 +560,7 @@ impl Drop for Mount {
         self.program.signal(libc::SIGTERM);
         let asked = Instant::now();
         while self.program.is_running() && asked.elapsed() < Duration::from_secs(10) {
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(2));
         }
         if self.is_mounted() {
             // Nothing more can be done about a failure; the story has had its say already.

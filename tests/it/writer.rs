@@ -9,7 +9,7 @@
 //! - `sql TEXT`, `checkpoint MODE BUSY_MS`, `image PATH`
 
 use crate::oracle::Ledger;
-use crate::program::{LONG, Running, wait_for};
+use crate::program::{LONG, Running, bound, wait_for};
 use rusqlite::{Connection, ErrorCode, ffi};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -64,7 +64,7 @@ impl Writer {
     /// Starts this binary as a writer.
     #[track_caller]
     pub(crate) fn rust(setup: &Setup, logs: &Path) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut command = bound(std::env::current_exe().unwrap());
         command
             .args(["writer::process", "--exact", "--ignored", "--nocapture"])
             .env(ROLE, serde_json::to_string(setup).unwrap());
@@ -74,7 +74,7 @@ impl Writer {
     /// Starts Debian's Python as a writer.
     #[track_caller]
     pub(crate) fn python(setup: &Setup, logs: &Path) -> Self {
-        let mut command = Command::new("/usr/bin/python3");
+        let mut command = bound("/usr/bin/python3");
         command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/writer.py"));
         command.arg(serde_json::to_string(setup).unwrap());
         Self::start(command, setup, logs)

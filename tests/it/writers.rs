@@ -21,11 +21,14 @@ fn stored_bytes(world: &World) -> u64 {
 fn a_machine_cloned_with_its_state_forks_and_both_histories_stay_whole() {
     let world = World::new();
     let mut one = Machine::new(&world, "one", 0);
+    // However slow this machine is, the WAL is not emptied meanwhile.
+    let reader = world.keep_open("one/app.db", "BEGIN; SELECT count(*) FROM t");
     one.replicate("");
     one.commit_each(5);
     let mut two = one.clone_to("two");
     one.replicate("");
     two.replicate("");
+    reader.end("COMMIT");
     std::thread::scope(|scope| {
         for machine in [&mut one, &mut two] {
             scope.spawn(|| machine.commit_each(20));
@@ -213,10 +216,13 @@ fn a_state_from_yesterday_with_the_database_of_today_loses_nothing() {
 fn a_machine_restored_from_the_image_of_yesterday_forks_and_today_stays() {
     let world = World::new();
     let mut one = Machine::new(&world, "one", 0);
+    // However slow this machine is, the WAL is not emptied meanwhile.
+    let reader = world.keep_open("one/app.db", "BEGIN; SELECT count(*) FROM t");
     one.replicate("");
     one.commit_each(3);
     let image = one.clone_to("image");
     one.replicate("");
+    reader.end("COMMIT");
     one.commit_each(4);
     let gone = one.replace_by(&image, "gone");
     one.replicate("");

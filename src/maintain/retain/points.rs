@@ -131,7 +131,7 @@ fn settled(
     let limits = limits(&windows.longest, children, is_end, clock);
     if limits.is_empty() {
         // Times resolve in younger generations, which begin after this one ends.
-        return Txid::new(u64::MAX);
+        return Some(Txid::MAX);
     }
     let least = limits.into_iter().flatten().min();
     last_at(runs, &windows.longest, least).map(|(txid, _)| txid)

@@ -5,12 +5,11 @@ use super::cold::{AWAY, forget, total};
 use super::{SMALL, milliseconds, random_ids, replicated};
 use crate::bench::{RUNS, Row};
 use crate::clients::python_with;
-use crate::program::{Output, run};
+use crate::program::{Output, bound, run};
 use crate::s3_server::{ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY};
 use crate::world::World;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 const ROWS: u32 = 200_000;
@@ -37,7 +36,7 @@ impl Peer<'_> {
         let endpoint = self.world.server().endpoint();
         let url = format!("s3://peer/app?endpoint={endpoint}&region={REGION}&forcePathStyle=true");
         let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench/litestream.py");
-        let mut command = Command::new(&self.python);
+        let mut command = bound(&self.python);
         command
             .arg(program)
             .args(arguments)

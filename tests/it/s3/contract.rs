@@ -69,8 +69,8 @@ async fn the_contract_of_a_store_holds_in_the_bucket_that_the_environment_names(
     let Location::S3(mut place) = Location::parse(&url).unwrap() else {
         panic!("SQLREPL_TEST_S3_URL is no s3:// URL: {url}");
     };
-    let random = crate::seed();
-    place.prefix = format!("{}/sqlrepl-{random}", place.prefix);
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+    place.prefix = format!("{}/sqlrepl-{now}", place.prefix);
     place.prefix = place.prefix.trim_start_matches('/').to_owned();
     let all = RetryStore::new(S3Store::new(place), RetrySettings::default());
     let number = AtomicU64::new(0);

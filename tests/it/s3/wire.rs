@@ -168,6 +168,25 @@ impl Bench {
         }
     }
 
+    /// How many calls the work takes.
+    async fn usual(&self) -> usize {
+        self.least(|| |_: &Call| None).await
+    }
+
+    /// How many calls it takes under a rule: the least of three times, since an answer that comes
+    /// late is asked for again.
+    async fn least<R>(&self, rule: impl Fn() -> R) -> usize
+    where
+        R: Fn(&Call) -> Option<Fault> + Send + Sync + 'static,
+    {
+        let mut least = usize::MAX;
+        for _ in 0..3 {
+            self.run(5, rule()).await.unwrap();
+            least = least.min(self.bucket.server.calls().len());
+        }
+        least
+    }
+
     /// Waits until the server has no unfinished upload any more.
     async fn await_given_up(&self, verb: Verb, fault: &Fault) {
         let later = Timestamp::from_micros(i64::MAX / 2);
@@ -232,8 +251,7 @@ async fn what_goes_wrong_once_is_made_up_for_in_every_kind_of_request() {
     let works = WORKS.map(|(verb, work)| {
         tokio::spawn(async move {
             let bench = Bench::new(work);
-            bench.run(5, |_| None).await.unwrap();
-            let usual = bench.bucket.server.calls().len();
+            let usual = bench.usual().await;
             for fault in TRANSIENT.iter().filter(|fault| shows(fault, verb)) {
                 let done = bench.run(5, once(verb, fault.clone()));
                 let done = done.await;
@@ -282,11 +300,9 @@ async fn what_goes_wrong_again_and_again_fails_and_leaves_nothing_half_done() {
 async fn what_has_gone_up_of_an_upload_is_not_sent_again_when_one_part_fails() {
     for verb in [Verb::UploadPart, Verb::CompleteUpload] {
         let bench = Bench::new(Work::PutInParts);
-        bench.run(5, |_| None).await.unwrap();
-        let usual = bench.bucket.server.calls().len();
-        let busy = once(verb, Fault::Refuse(500, "InternalError"));
-        bench.run(5, busy).await.unwrap();
-        assert_eq!(bench.bucket.server.calls().len(), usual + 1, "{verb:?}");
+        let usual = bench.usual().await;
+        let busy = || once(verb, Fault::Refuse(500, "InternalError"));
+        assert_eq!(bench.least(busy).await, usual + 1, "{verb:?}");
     }
 }
 
