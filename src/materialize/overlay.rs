@@ -372,7 +372,7 @@ mod tests {
         };
         assert_eq!(newest(since), None);
         assert_eq!(newest(since + most - 1), Some(1));
-        assert_eq!(newest(u64::MAX), Some(most));
+        assert_eq!(newest(Txid::MAX.get()), Some(most));
         let more = overlay.extended([layer(most + 1, most + 1)]);
         assert!(more.is_none());
     }
